@@ -1,0 +1,454 @@
+"""RecBole's atomic files of two domains, checked on the way in and written exactly on the way out.
+
+An atomic file is tab-separated UTF-8 text whose header names each column as ``name:type``. Two domains share
+one ``NAME.inter`` (user_id, item_id, timestamp) and one ``NAME.item`` (item_id, domain, texts).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from recbole_edt.errors import DataError
+from recbole_edt.files import read_bytes, write_text
+
+FIELD_TYPES = ("token", "token_seq", "float", "float_seq")
+_NOT_FIELDS = ("item_id", "domain", "virtual")
+# Control characters, Unicode line ends, and halves of surrogate pairs, which UTF-8 cannot hold.
+_UNWRITABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]+")
+
+
+@dataclass(frozen=True, eq=False)
+class TwoDomainData:
+    """Interactions of two domains, ordered by (user, time, position in the file).
+
+    ``U`` users, ``N`` items, ``M`` interactions. The arrays are shared, not copied: do not write to them.
+    """
+
+    name: str
+    """Name of the data set."""
+    users: np.ndarray
+    """``[U]`` tokens, in order of first appearance in ``.inter``."""
+    items: np.ndarray
+    """``[N]`` tokens, in the order of ``.item``."""
+    domains: tuple[str, str]
+    """Names of domain A and domain B."""
+    item_domain: np.ndarray
+    """``[N]`` int8, 0 for A and 1 for B."""
+    item_fields: pd.DataFrame
+    """``N`` rows: the other columns of ``.item`` as text, ``""`` where missing."""
+    virtual: np.ndarray
+    """``[N]`` bool, true for items that exist only as generated text."""
+    user: np.ndarray
+    """``[M]`` int64 index into ``users``, never decreasing."""
+    item: np.ndarray
+    """``[M]`` int64 index into ``items``."""
+    time: np.ndarray
+    """``[M]`` float64, in the unit of the file."""
+    generated: np.ndarray
+    """``[M]`` bool, true for rows that augmentation inserted."""
+    offsets: np.ndarray
+    """``[U+1]`` int64, rows of user ``u`` are ``offsets[u]:offsets[u+1]``."""
+    item_field_types: Mapping[str, str] = field(default_factory=dict)
+    """Atomic type of each column of ``item_fields``; ``token_seq`` where it is not named."""
+
+
+def read(folder: str | Path, name: str, domains: Sequence[str] | None = None, k_core: int = 0) -> TwoDomainData:
+    """Read and check ``folder/name.inter`` and ``folder/name.item``.
+
+    Rows are sorted by (user, time) in float64; equal times keep the order of the file. Other columns of
+    ``.inter`` are ignored. Items without interactions stay in the catalogue.
+
+    Args:
+        folder: where the two files are.
+        name: their common name.
+        domains: names of A and B; by default in order of first appearance in ``.item``.
+        k_core: above 0, items with fewer raw interactions and each user's part of a domain with fewer are
+            dropped, again and again until none is left. Generated rows never count; one stays while its user
+            still has a raw row and its item is virtual or still there.
+
+    Raises: DataError with file, line, column and remedy for everything wrong with the files.
+    """
+    inter_path, item_path = Path(folder) / f"{name}.inter", Path(folder) / f"{name}.item"
+    catalogue, types = read_table(item_path)
+    _check_ids(item_path, catalogue, ("item_id",), also=("domain",))
+    _check_no_item_twice(item_path, catalogue["item_id"])
+    rows, _ = read_table(inter_path)
+    _check_ids(inter_path, rows, ("user_id", "item_id"), also=("timestamp",))
+
+    names = _domain_names(item_path, catalogue["domain"], domains)
+    fields = catalogue.drop(columns=[column for column in _NOT_FIELDS if column in catalogue])
+    user, users = pd.factorize(rows["user_id"].to_numpy())
+    item = _item_index(inter_path, rows["item_id"], catalogue["item_id"], item_path)
+    time = _numbers(inter_path, rows, "timestamp")
+    generated = _flags(inter_path, rows, "generated")
+    virtual = _flags(item_path, catalogue, "virtual")
+    _check_virtual_items_are_generated(inter_path, virtual[item] & ~generated)
+
+    order = np.lexsort((time, user))  # stable: ties keep the order of the file
+    data = TwoDomainData(
+        name=name,
+        users=users,
+        items=catalogue["item_id"].to_numpy(),
+        domains=names,
+        item_domain=(catalogue["domain"] == names[1]).to_numpy().astype(np.int8),
+        item_fields=fields,
+        virtual=virtual,
+        user=user[order].astype(np.int64),
+        item=item[order],
+        time=time[order],
+        generated=generated[order],
+        offsets=offsets_of(user, len(users)),
+        item_field_types={column: types[column] for column in types if column in fields},
+    )
+    _check_both_domains_occur(data, f"{inter_path}: ", "; check the column 'domain' of the .item file")
+    return _core(data, k_core) if k_core > 0 else data
+
+
+def write(data: TwoDomainData, folder: str | Path, name: str) -> None:
+    """Write ``folder/name.inter`` and ``folder/name.item``; ``read`` gives the same data back.
+
+    Rows keep the order of the arrays, virtual items come last in ``.item``, numbers keep every digit. Texts
+    pass through ``sanitize``. Users without a row leave no trace in the files.
+
+    Raises: DataError if an id cannot be written or a file cannot.
+    """
+    for column, tokens in (("user_id", data.users), ("item_id", data.items), ("domain", data.domains)):
+        _check_writable(column, tokens)
+    write_table(Path(folder) / f"{name}.item", _item_columns(data))
+    write_table(Path(folder) / f"{name}.inter", _interaction_columns(data))
+
+
+def read_table(path: str | Path) -> tuple[pd.DataFrame, dict[str, str]]:
+    """Read any atomic file as text: a frame with plain column names, and the type of each column.
+
+    Nothing is unquoted, trimmed or taken for a missing value: a title ``NA`` stays ``"NA"``. Windows line
+    ends, a byte order mark and blank lines at the end are accepted. Row ``i`` of the frame is line ``i + 2``.
+
+    Raises: DataError if the file is missing, empty, not UTF-8, or not a table with a ``name:type`` header.
+    """
+    path = Path(path)
+    content = _clean_bytes(path)
+    header, _, _ = content.partition(b"\n")
+    types = _column_types(path, header.decode("utf-8"))
+    _check_field_counts(path, content, list(types))
+    frame = pd.read_csv(
+        BytesIO(content),
+        sep="\t",
+        header=None,
+        names=list(types),
+        skiprows=1,
+        dtype=object,
+        na_filter=False,
+        quoting=3,  # csv.QUOTE_NONE
+        lineterminator="\n",
+        skip_blank_lines=False,
+        engine="c",
+        encoding="utf-8",
+    )
+    return frame, types
+
+
+def write_table(path: str | Path, columns: Mapping[str, Iterable[str]]) -> None:
+    """Write any atomic file from its columns, which stand under their ``name:type`` header.
+
+    Raises: DataError if a text does not fit a field (pass it through ``sanitize`` first) or the file cannot
+    be written.
+    """
+    lines = ["\t".join(columns), *map("\t".join, zip(*columns.values(), strict=True))]
+    text = "\n".join(lines) + "\n"
+    if text.count("\n") != len(lines) or text.count("\t") != len(lines) * (len(columns) - 1):
+        raise DataError(f"{path}: a text has a tab or line end; pass it through sanitize() before writing")
+    write_text(path, text)
+
+
+def keep_rows(data: TwoDomainData, kept: np.ndarray) -> TwoDomainData:
+    """The same users and items with only the rows where ``kept [M]`` is true."""
+    user = data.user[kept]
+    return replace(
+        data,
+        user=user,
+        item=data.item[kept],
+        time=data.time[kept],
+        generated=data.generated[kept],
+        offsets=offsets_of(user, len(data.users)),
+    )
+
+
+def drop_items(data: TwoDomainData, dropped: np.ndarray) -> TwoDomainData:
+    """The data as if the items where ``dropped [N]`` is true had never existed.
+
+    Their rows go, and so do users who have no row left.
+
+    Raises: DataError if a domain has no interactions left.
+    """
+    return _subset(data, ~dropped, ~dropped[data.item], "after dropping items")
+
+
+def offsets_of(user: np.ndarray, n_users: int) -> np.ndarray:
+    """``[n_users + 1]`` int64 bounds of each user's rows, for ``user [M]`` in sorted order."""
+    return np.append(0, np.cumsum(np.bincount(user, minlength=n_users))).astype(np.int64)
+
+
+def sanitize(text: str) -> str:
+    """``text`` as one line that fits a field: control characters become spaces, the ends are stripped."""
+    return _UNWRITABLE.sub(" ", text).strip()
+
+
+# ---- reading -----------------------------------------------------------------------------------------------
+
+
+def _fault(path: Path, problem: str, row: int | None = None, column: str | None = None) -> DataError:
+    """A DataError that says where: file, line of the ``row``-th row below the header, column."""
+    where = str(path)
+    where += "" if row is None else f", line {row + 2}"
+    where += "" if column is None else f", column '{column}'"
+    return DataError(f"{where}: {problem}")
+
+
+def _clean_bytes(path: Path) -> bytes:
+    """Contents as UTF-8 without byte order mark, with ``\\n`` line ends and none at the end."""
+    content = read_bytes(path)
+    _check_encoding(path, content)
+    content = content.removeprefix(b"\xef\xbb\xbf").replace(b"\r\n", b"\n").rstrip(b"\r\n")
+    if not content:
+        raise _fault(path, "the file is empty; expected a header such as 'item_id:token' and rows below it")
+    return content
+
+
+def _check_encoding(path: Path, content: bytes) -> None:
+    position = content.find(b"\0")
+    problem = "a NUL byte; the file is damaged or not text, write it again"
+    try:
+        content.decode("utf-8")
+    except UnicodeDecodeError as error:
+        position = error.start
+        problem = f"byte 0x{content[position]:02x} is not UTF-8; convert the file to UTF-8"
+    if position >= 0:
+        raise _fault(path, problem, row=content.count(b"\n", 0, position) - 1)
+
+
+def _column_types(path: Path, header: str) -> dict[str, str]:
+    """Names and types of a header line."""
+    types: dict[str, str] = {}
+    for column in header.split("\t"):
+        name, _, kind = column.partition(":")
+        if not name or kind not in FIELD_TYPES:
+            expected = "expected tab-separated columns as 'name:type', type one of " + ", ".join(FIELD_TYPES)
+            raise _fault(path, f"the header has {_shown(column)}; {expected}", row=-1)
+        if name in types:
+            raise _fault(path, "the header names this column twice; rename or remove one", -1, name)
+        types[name] = kind
+    return types
+
+
+def _check_field_counts(path: Path, content: bytes, columns: list[str]) -> None:
+    """Every line has as many tabs as the header, and there is at least one row."""
+    characters = np.frombuffer(content, dtype=np.uint8)
+    line_ends = np.append(np.flatnonzero(characters == ord("\n")), len(characters))
+    if len(line_ends) == 1:
+        raise _fault(path, "there is a header but no row below it; write the data again")
+    tabs_before = np.searchsorted(np.flatnonzero(characters == ord("\t")), line_ends)
+    n_fields = np.diff(tabs_before, prepend=0) + 1
+    wrong = np.flatnonzero(n_fields != len(columns))
+    if len(wrong):
+        expected = f"expected {len(columns)} ({', '.join(columns)})"
+        problem = f"{n_fields[wrong[0]]} tab-separated field(s), {expected}{_others(len(wrong), 'line')}"
+        remedy = "separate fields by one tab and keep each row on one line"
+        raise _fault(path, f"{problem}; {remedy}", wrong[0] - 1)
+
+
+def _check_ids(path: Path, table: pd.DataFrame, ids: Sequence[str], also: Sequence[str]) -> None:
+    """The columns are there and no id is empty."""
+    for column in (*ids, *also):
+        if column not in table:
+            found = ", ".join(table.columns)
+            raise _fault(path, f"no column '{column}' (found: {found}); add it or rename one in the header")
+    for column in ids:
+        empty = (table[column] == "").to_numpy()
+        _check_rows(path, empty, column, "the id is empty", "fill it in or remove the row")
+
+
+def _check_rows(path: Path, wrong: np.ndarray, column: str, problem: str, remedy: str) -> None:
+    rows = np.flatnonzero(wrong)
+    if len(rows):
+        raise _fault(path, f"{problem}{_others(len(rows), 'row')}; {remedy}", rows[0], column)
+
+
+def _check_no_item_twice(path: Path, tokens: pd.Series) -> None:
+    repeated = np.flatnonzero(tokens.duplicated())
+    if len(repeated):
+        token = tokens[repeated[0]]
+        first = np.flatnonzero(tokens == token)[0]
+        problem = f"item {_shown(token)} is already on line {first + 2}{_others(len(repeated), 'row')}"
+        raise _fault(path, f"{problem}; keep one row per item", repeated[0], "item_id")
+
+
+def _domain_names(path: Path, domain: pd.Series, wanted: Sequence[str] | None) -> tuple[str, str]:
+    empty = (domain == "").to_numpy()
+    _check_rows(path, empty, "domain", "the domain is empty", "name one of the two domains")
+    found = list(pd.unique(domain))
+    if len(found) != 2:
+        listed = ", ".join(map(_shown, found[:10])) + (", ..." if len(found) > 10 else "")
+        problem = f"{len(found)} domain(s) found ({listed}), exactly two are needed"
+        raise _fault(path, f"{problem}; correct the names or keep the items of two domains", column="domain")
+    if wanted is not None and sorted(wanted) != sorted(found):
+        asked = ", ".join(map(_shown, wanted))
+        problem = f"the domains are {_shown(found[0])} and {_shown(found[1])}, asked for: {asked}"
+        raise _fault(path, f"{problem}; correct the setting 'domains'", column="domain")
+    first, second = found if wanted is None else wanted
+    return first, second
+
+
+def _item_index(path: Path, tokens: pd.Series, catalogue: pd.Series, item_path: Path) -> np.ndarray:
+    """``[M]`` int64 position of each interaction's item in the catalogue."""
+    item = pd.Index(catalogue, dtype=object).get_indexer(tokens.to_numpy()).astype(np.int64)
+    unknown = np.flatnonzero(item < 0)
+    if len(unknown):
+        n_items = tokens[unknown].nunique()
+        problem = f"item {_shown(tokens[unknown[0]])} is not in {item_path.name}"
+        extent = f"{len(unknown)} row(s) with {n_items} such item(s)"
+        raise _fault(path, f"{problem} ({extent}); add the items or remove the rows", unknown[0], "item_id")
+    return item
+
+
+def _numbers(path: Path, table: pd.DataFrame, column: str) -> np.ndarray:
+    """A column as float64, every digit kept; each must be finite."""
+    texts = table[column].to_numpy()
+    try:
+        values = texts.astype(np.float64)
+    except ValueError:
+        values = np.array([_float_or_nan(text) for text in texts])
+    wrong = np.flatnonzero(~np.isfinite(values))
+    if len(wrong):
+        problem = f"{_shown(texts[wrong[0]])} is not a finite number{_others(len(wrong), 'row')}"
+        raise _fault(path, f"{problem}; correct it or remove the row", wrong[0], column)
+    return values
+
+
+def _float_or_nan(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        return np.nan
+
+
+def _flags(path: Path, table: pd.DataFrame, column: str) -> np.ndarray:
+    """A column of 0 and 1 as bool, all false where the file has none."""
+    if column not in table:
+        return np.zeros(len(table), dtype=bool)
+    values = _numbers(path, table, column)
+    neither = (values != 0) & (values != 1)
+    _check_rows(path, neither, column, "neither 0 nor 1", "write 1 for a marked row, else 0")
+    return values == 1
+
+
+def _check_virtual_items_are_generated(path: Path, wrong: np.ndarray) -> None:
+    remedy = "mark the row 1 in 'generated' or the item 0 in 'virtual'"
+    _check_rows(path, wrong, "item_id", "a raw interaction with a virtual item", remedy)
+
+
+def _check_both_domains_occur(data: TwoDomainData, before: str, after: str) -> None:
+    raw_items = data.item[~data.generated]
+    n_rows = np.bincount(data.item_domain[raw_items], minlength=2)
+    for domain, n in zip(data.domains, n_rows, strict=True):
+        if n == 0:
+            raise DataError(f"{before}domain {_shown(domain)} has no interactions{after}")
+
+
+def _others(n: int, what: str) -> str:
+    return f" ({n} such {what}s)" if n > 1 else ""
+
+
+def _shown(text: Any) -> str:
+    """Text from a file as it may stand in a message: quoted, escaped, not too long."""
+    shown = repr(str(text))
+    return shown if len(shown) <= 60 else shown[:57] + "..."
+
+
+# ---- selecting ---------------------------------------------------------------------------------------------
+
+
+def _core(data: TwoDomainData, k: int) -> TwoDomainData:
+    """Raw rows whose item and whose user's part of the domain both have ``k`` of them, to a fixed point."""
+    part = 2 * data.user + data.item_domain[data.item]  # one number per (user, domain)
+    kept, before = ~data.generated, -1
+    while np.count_nonzero(kept) != before:
+        before = np.count_nonzero(kept)
+        per_item = np.bincount(data.item[kept], minlength=len(data.items))
+        per_part = np.bincount(part[kept], minlength=2 * len(data.users))
+        kept = kept & (per_item[data.item] >= k) & (per_part[part] >= k)
+    item_kept = data.virtual | (np.bincount(data.item[kept], minlength=len(data.items)) > 0)
+    user_kept = np.bincount(data.user[kept], minlength=len(data.users)) > 0
+    kept |= data.generated & user_kept[data.user] & item_kept[data.item]
+    return _subset(data, item_kept, kept, f"after the filter k_core={k}")
+
+
+def _subset(data: TwoDomainData, item_kept: np.ndarray, row_kept: np.ndarray, when: str) -> TwoDomainData:
+    """Some items and rows, and the users who still have a row, all numbered anew in the old order."""
+    user_kept = np.bincount(data.user[row_kept], minlength=len(data.users)) > 0
+    user = (np.cumsum(user_kept) - 1)[data.user[row_kept]]
+    users = data.users[user_kept]
+    subset = replace(
+        data,
+        users=users,
+        items=data.items[item_kept],
+        item_domain=data.item_domain[item_kept],
+        item_fields=data.item_fields[item_kept].reset_index(drop=True),
+        virtual=data.virtual[item_kept],
+        user=user,
+        item=(np.cumsum(item_kept) - 1)[data.item[row_kept]],
+        time=data.time[row_kept],
+        generated=data.generated[row_kept],
+        offsets=offsets_of(user, len(users)),
+    )
+    _check_both_domains_occur(subset, f"data set {_shown(data.name)}: ", f" {when}; keep more of the data")
+    return subset
+
+
+# ---- writing -----------------------------------------------------------------------------------------------
+
+
+def _item_columns(data: TwoDomainData) -> dict[str, Iterable[str]]:
+    """Columns of ``.item``, real items first."""
+    order = np.argsort(data.virtual, kind="stable")
+    columns: dict[str, Iterable[str]] = {
+        "item_id:token": data.items[order],
+        "domain:token": np.array(data.domains, dtype=object)[data.item_domain[order]],
+    }
+    for name in data.item_fields:
+        texts = data.item_fields[name].to_numpy()[order]
+        columns[f"{name}:{data.item_field_types.get(str(name), 'token_seq')}"] = map(sanitize, texts)
+    if data.virtual.any():
+        columns["virtual:float"] = np.where(data.virtual[order], "1", "0")
+    return columns
+
+
+def _interaction_columns(data: TwoDomainData) -> dict[str, Iterable[str]]:
+    columns: dict[str, Iterable[str]] = {
+        "user_id:token": data.users[data.user],
+        "item_id:token": data.items[data.item],
+        "timestamp:float": _exact(data.time),
+    }
+    if data.generated.any():
+        columns["generated:float"] = np.where(data.generated, "1", "0")
+    return columns
+
+
+def _exact(values: np.ndarray) -> list[str]:
+    """Numbers as text that reads back to the same float64; whole numbers without a decimal point."""
+    return [str(int(value)) if value.is_integer() else repr(value) for value in values.tolist()]
+
+
+def _check_writable(column: str, tokens: Iterable[str]) -> None:
+    for token in tokens:
+        if not token or _UNWRITABLE.search(token):
+            problem = "is empty or has control characters"
+            raise DataError(f"{column} {_shown(token)} {problem} and cannot be written; rename it")

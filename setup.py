@@ -1,0 +1,48 @@
+"""Installation of recbole_edt: the tested set of versions, and why each library is there."""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+HERE = Path(__file__).parent
+# RecBole pins ray 2.6.3, which needs numpy 1, pkg_resources and Python 3.11 at most. On Python 3.12 and later
+# RecBole is installed without its dependencies (README); its small needs are then named here.
+OLD, NEW = 'python_version < "3.12"', 'python_version >= "3.12"'
+
+setup(
+    name="recbole_edt",
+    version="0.1.0",
+    description="LLM-enhanced cross-domain sequential recommendation (LLM-EDT) for RecBole",
+    long_description=(HERE / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="MIT",
+    python_requires=">=3.10",
+    packages=find_packages(include=["recbole_edt", "recbole_edt.*"]),
+    install_requires=[
+        f"recbole==1.2.1; {OLD}",  # the host: models, data sets, trainers
+        f"setuptools<81; {OLD}",  # ray, which RecBole's quick start imports, needs pkg_resources
+        f"numpy>=1.23,<2; {OLD}",
+        f"numpy>=1.26,<3; {NEW}",
+        f"pandas>=2.0,<3; {OLD}",
+        f"pandas>=2.2,<4; {NEW}",
+        "torch>=2.4,<=2.13.0",  # capped at the newest version tested
+        "scipy>=1.10",  # sparse co-counts, paired tests
+        "scikit-learn>=1.3",  # K-means, tf-idf
+        "safetensors>=0.4",  # vectors on disk that can be memory-mapped and never run code
+        "tokenizers>=0.15",  # tokens of the default embedder
+        "wordllama>=0.3.3",  # weights of the default embedder, 16 MB, inside the wheel
+        "matplotlib>=3.7",  # curves in the report
+        "rich>=13",  # the table in the terminal
+        "tqdm>=4.60",
+        "pyyaml>=6",
+        *(
+            f"{name}; {NEW}"
+            for name in ("colorlog", "colorama", "tabulate", "texttable", "psutil", "thop", "tensorboard", "plotly")
+        ),
+    ],
+    extras_require={
+        "test": ["pytest>=8", "hypothesis>=6", f"hyperopt>=0.2.7; {OLD}"],
+        "dev": ["ruff>=0.6", "mypy>=1.11", "types-PyYAML", "types-tqdm", "pandas-stubs"],
+    },
+    entry_points={"console_scripts": ["recbole-edt=recbole_edt.cli:main"]},
+)
