@@ -1,0 +1,569 @@
+"""Tables, figures and paired tests from saved ranks: which model ranks better, where, and how sure that is.
+
+Needs neither torch nor RecBole. Names of models, domains and groups may come from data and are never trusted:
+they are escaped wherever the output has a syntax of its own.
+"""
+
+from __future__ import annotations
+
+import html
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+import pandas as pd
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+from scipy import stats
+
+from recbole_edt.errors import ConfigError, DataError
+from recbole_edt.evaluation import (
+    GROUP_LABELS,
+    METRICS,
+    OVERALL,
+    TOPK,
+    domain_metrics,
+    domains_of,
+    group_metrics,
+    per_user,
+)
+from recbole_edt.files import write_json, write_safely
+
+EARLY_STOPPING, EPOCH_CAP = "early stopping", "epoch cap"
+DECIMALS = 4
+RESAMPLES = 10_000
+CAP_LEGEND = "ended by its epoch cap, not by early stopping: it may not have converged"
+
+# Eight colours of Okabe and Ito, told apart with any colour vision; the palest last.
+_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999")
+_LINES = ("-", "--", "-.", (0, (6, 1.5, 1, 1.5, 1, 1.5)))
+# Random counts alive at a time while resampling.
+_BLOCK_ELEMENTS = 2**22
+
+
+@dataclass(frozen=True)
+class ModelResult:
+    """What a report needs of one trained model.
+
+    Attributes:
+        name: as shown.
+        ranks: rank table of the test targets, with ``attrs`` as `evaluation.read_ranks` gives it.
+        epochs: a row per epoch in the order of training: ``phase``, ``train_loss`` and validation metrics.
+        status: `EARLY_STOPPING` or `EPOCH_CAP`.
+        best_epoch: 1-based row of ``epochs`` whose weights were tested.
+        seconds: of training and testing.
+        n_parameters: trainable or not, without fixed text vectors.
+        note: free text.
+    """
+
+    name: str
+    ranks: pd.DataFrame
+    epochs: pd.DataFrame | None = None
+    status: str = EARLY_STOPPING
+    best_epoch: int | None = None
+    seconds: float = float("nan")
+    n_parameters: int = 0
+    note: str = ""
+
+
+# ---- tables --------------------------------------------------------------------------------------------------
+
+
+def comparison_table(runs: Sequence[ModelResult], k: int = 10) -> pd.DataFrame:
+    """One row per model; columns (domain, metric), the domains in their order and then all users.
+
+    Raises: DataError if the models were not ranked on the same targets and candidates.
+    """
+    check_comparable([run.ranks for run in runs])
+    tables = [domain_metrics(run.ranks, (k,)).drop(columns="users") for run in runs]
+    columns = pd.MultiIndex.from_product([tables[0].index, tables[0].columns], names=["domain", "metric"])
+    names = pd.Index([run.name for run in runs], name="model")
+    return pd.DataFrame(np.stack([table.to_numpy().ravel() for table in tables]), names, columns)
+
+
+def print_table(
+    runs: Sequence[ModelResult], title: str, offline: str = "", k: int = 10, file: IO[str] | None = None
+) -> None:
+    """Print the comparison for a reader at a terminal, or as plain text into a pipe.
+
+    The best of each column is bold, or starred where there is no bold. A terminal too narrow for all domains
+    side by side gets them one below the other.
+
+    Args:
+        runs: the models.
+        title: what was tested, such as the data set and the part.
+        offline: what stood in for a language model; a second line.
+        k: the cut-off.
+        file: where to print; None is the standard output.
+    """
+    console = Console(file=file, highlight=False)
+    if not console.is_terminal:
+        console.width = 1000
+    table = comparison_table(runs, k)
+    console.print(Text(f"{title}: {what_was_ranked(runs[0].ranks)}"))
+    if offline:
+        console.print(Text(offline))
+    names = _marked_names(runs, _dagger(console))
+    for part in _fitting(console, table, names):
+        console.print(part, end="\n\n")
+    _print_legend(console, runs)
+
+
+def what_was_ranked(ranks: pd.DataFrame) -> str:
+    """Users and candidates of a rank table in words."""
+    mode = str(ranks.attrs.get("candidates", "unknown"))
+    words = {"domain": "all real items of the target's domain", "all": "all real items of both domains"}
+    if mode.startswith("sampled-"):
+        words[mode] = f"{mode.removeprefix('sampled-')} stored negatives of the target's domain"
+    return f"{len(ranks):,} users, candidates: {words.get(mode, mode)}"
+
+
+def group_table(runs: Sequence[ModelResult], metric: str = "ndcg@10") -> pd.DataFrame:
+    """A metric by group: columns ``group``, ``label``, ``users`` and one per model; empty without labels."""
+    _, k = parse_metric(metric)
+    columns = {}
+    for name, run in _by_name(runs).items():
+        labels = {group: run.ranks[group] for group in GROUP_LABELS if group in run.ranks}
+        columns[name] = group_metrics(run.ranks, labels, (k,)).set_index(["group", "label", "users"])[metric]
+    return pd.concat(columns, axis=1, sort=False).reset_index()
+
+
+def write_metrics(runs: Sequence[ModelResult], folder: Path, topk: Sequence[int] = TOPK) -> None:
+    """Write ``metrics.csv``, a row per model and domain, and the same with settings as ``metrics.json``."""
+    tables = {name: domain_metrics(run.ranks, topk) for name, run in _by_name(runs).items()}
+    flat = pd.concat(tables, names=["model", "domain"]).reset_index()
+    with write_safely(folder / "metrics.csv") as temporary:
+        flat.to_csv(temporary, index=False, lineterminator="\n")
+    write_json(folder / "metrics.json", {run.name: _as_json(run, tables[run.name]) for run in runs})
+
+
+# ---- paired tests --------------------------------------------------------------------------------------------
+
+
+def check_comparable(tables: Sequence[pd.DataFrame]) -> None:
+    """Whether rank tables have one split, one set of candidates, and the same target for each user.
+
+    Raises: DataError saying what differs.
+    """
+    first = tables[0].sort_values("user", kind="stable")
+    for table in tables:
+        for key in ("split_hash", "candidates", "candidates_hash"):
+            _check_same(key, first.attrs, table.attrs)
+        other = table.sort_values("user", kind="stable")
+        if not np.array_equal(first["user"], other["user"]):
+            n = len(set(first["user"]) ^ set(other["user"]))
+            raise DataError(f"rank tables differ in their users ({n} are in one of them only); evaluate again")
+        n = int((first["item"].to_numpy() != other["item"].to_numpy()).sum())
+        if n:
+            raise DataError(f"rank tables differ in the targets of {n} users; evaluate both on one split")
+
+
+def compare(
+    ranks_a: pd.DataFrame, ranks_b: pd.DataFrame, metric: str = "ndcg@10", seed: int = 42
+) -> dict[str, Any]:
+    """Compare two models user by user.
+
+    Args:
+        ranks_a: rank table of the one model.
+        ranks_b: rank table of the other, on the same targets and candidates.
+        metric: such as ``ndcg@10``.
+        seed: of the bootstrap.
+
+    Returns: ``metric``, ``users``, ``mean_a``, ``mean_b``, ``difference`` (a - b), ``low`` and ``high`` (its
+        bootstrap 95 % interval over users) and ``p`` (Wilcoxon signed rank, two-sided; users without a
+        difference are left out).
+    Raises: DataError if the tables cannot be compared, ConfigError for an unknown metric.
+    """
+    check_comparable([ranks_a, ranks_b])
+    a, b = _values_by_user(ranks_a, metric), _values_by_user(ranks_b, metric)
+    # Equal differences must tie in the test, whatever their rounding.
+    difference = np.round(a - b, 12)
+    low, high = bootstrap_interval(difference, seed)
+    means = {"mean_a": float(a.mean()), "mean_b": float(b.mean()), "difference": float((a - b).mean())}
+    return {"metric": metric, "users": len(a), **means, "low": low, "high": high, "p": _wilcoxon(difference)}
+
+
+def bootstrap_interval(differences: np.ndarray, seed: int, level: float = 0.95) -> tuple[float, float]:
+    """Percentile interval of the mean over `RESAMPLES` draws of the users with replacement."""
+    value, count = np.unique(differences, return_counts=True)
+    generator = np.random.default_rng(seed)
+    n, block = len(differences), max(1, _BLOCK_ELEMENTS // len(value))
+    # How often each distinct value is drawn is multinomial: the same bootstrap without drawing every user.
+    means = [
+        generator.multinomial(n, count / n, size=min(block, RESAMPLES - done)) @ value / n
+        for done in range(0, RESAMPLES, block)
+    ]
+    low, high = np.quantile(np.concatenate(means), [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
+
+
+def holm(pvalues: Sequence[float]) -> np.ndarray:
+    """Holm's correction: p-values that may be held against one level although several were computed."""
+    p = np.asarray(pvalues, dtype=float)
+    order = np.argsort(p, kind="stable")
+    corrected = np.empty(len(p))
+    corrected[order] = np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1))
+    return np.minimum(corrected, 1)
+
+
+def paired_tests(
+    runs: Sequence[ModelResult], reference: str, metric: str = "ndcg@10", seed: int = 42
+) -> pd.DataFrame:
+    """Compare one model with every other, for all users and for each domain, Holm-corrected as one family.
+
+    Returns: columns ``model`` (the other), ``domain``, ``users``, ``difference`` (reference - other), ``low``,
+        ``high``, ``p`` and ``p_holm``.
+    Raises: ConfigError if no run has the name ``reference``, DataError if the runs cannot be compared.
+    """
+    others = _by_name(runs)
+    if reference not in others:
+        raise ConfigError(f"no model is called {reference!r}; there are {', '.join(others)}")
+    own = _by_domain(others.pop(reference).ranks)
+    rows = [
+        {"model": name, "domain": domain, **compare(a, b, metric, seed)}
+        for name, other in others.items()
+        for (domain, a), (_, b) in zip(own, _by_domain(other.ranks), strict=True)
+        if len(a)
+    ]
+    columns = ["model", "domain", "users", "difference", "low", "high", "p"]
+    table = pd.DataFrame(rows, columns=columns)
+    return table.assign(p_holm=holm(table["p"].to_list()))
+
+
+def parse_metric(metric: str) -> tuple[str, int]:
+    """``ndcg@10`` to its parts; ConfigError if it is no such name."""
+    match = re.fullmatch(r"([a-z]+)@([1-9]\d*)", metric)
+    if match is None or match[1] not in METRICS:
+        raise ConfigError(f"unknown metric {metric!r}; use {', '.join(METRICS)} with a cut-off, as in ndcg@10")
+    return match[1], int(match[2])
+
+
+# ---- report and figure ---------------------------------------------------------------------------------------
+
+
+def markdown_report(
+    runs: Sequence[ModelResult],
+    title: str,
+    offline: str = "",
+    reference: str | None = None,
+    settings: Mapping[str, Mapping[str, Any]] | None = None,
+    versions: Mapping[str, str] | None = None,
+    reproduce: str = "",
+    figure: str = "",
+    k: int = 10,
+    seed: int = 42,
+) -> str:
+    """The whole comparison as Markdown.
+
+    Args:
+        runs: the models.
+        title: heading.
+        offline: what stood in for a language model.
+        reference: name of the model to test against all others; None leaves the tests out.
+        settings: resolved settings by model.
+        versions: of the libraries.
+        reproduce: the command that gives these numbers.
+        figure: path of the training curves, relative to the report.
+        k: the cut-off of the tables.
+        seed: of the bootstrap.
+    """
+    metric = f"ndcg@{k}"
+    sections = [f"# {_escape(title)}", _escape(what_was_ranked(runs[0].ranks) + "."), _escape(offline)]
+    sections += ["## Results", _results_markdown(runs, k)]
+    groups = group_table(runs, metric)
+    if len(groups):
+        sections += [f"## {metric} by group", _groups_markdown(groups)]
+    if reference is not None and len(runs) > 1:
+        tests = paired_tests(runs, reference, metric, seed)
+        sections += [f"## {_escape(reference)} against the others, {metric}", _tests_markdown(tests)]
+    sections += ["## Models", _models_markdown(runs)]
+    if figure:
+        sections.append(f"![Validation {metric} and training loss per epoch]({figure})")
+    for name, values in (settings or {}).items():
+        sections += [f"### Settings of {_escape(name)}", _code(f"{key}: {values[key]}" for key in sorted(values))]
+    if versions:
+        sections += ["## Versions", _code(f"{library} {version}" for library, version in versions.items())]
+    if reproduce:
+        sections += ["## How to reproduce", _code(reproduce.splitlines())]
+    return "\n\n".join(section for section in sections if section) + "\n"
+
+
+def plot_curves(runs: Sequence[ModelResult], path: Path, metric: str = "ndcg@10") -> None:
+    """Draw validation metric and training loss per epoch of every run that has them, as a PNG.
+
+    A dotted line marks the start of a run's next phase, a ring the epoch whose weights were tested.
+    """
+    from matplotlib.figure import Figure  # slow to import, and needed here only
+
+    figure = Figure(figsize=(9, 7.2), layout="constrained")
+    upper, lower = figure.subplots(2, 1, sharex=True)
+    for number, run in enumerate(runs):
+        style = {"color": _COLOURS[number % len(_COLOURS)], "linestyle": _LINES[number % len(_LINES)]}
+        _draw_run(upper, run, metric, style)
+        _draw_run(lower, run, "train_loss", style)
+    _label_axes(upper, lower, metric)
+    if upper.lines:
+        title = "† ended by its epoch cap" if any(run.status == EPOCH_CAP for run in runs) else None
+        upper.legend(title=title, loc="upper left", bbox_to_anchor=(1.01, 1), borderaxespad=0, frameon=False)
+    with write_safely(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=150)
+
+
+# ---- details -------------------------------------------------------------------------------------------------
+
+
+def _by_name(runs: Sequence[ModelResult]) -> dict[str, ModelResult]:
+    named = {run.name: run for run in runs}
+    if len(named) < len(runs):
+        raise ConfigError(f"two runs have one name among {', '.join(run.name for run in runs)}; rename one")
+    return named
+
+
+def _is_best(table: pd.DataFrame) -> np.ndarray:
+    """``[rows, columns]`` True for the best of each column, for all that print like it; a lone row has none."""
+    shown = table.round(DECIMALS)
+    return (shown == shown.max()).to_numpy() & (len(table) > 1)
+
+
+def _shown(value: float) -> str:
+    return "n/a" if np.isnan(value) else f"{value:.{DECIMALS}f}"
+
+
+def _shown_row(values: np.ndarray, best: np.ndarray) -> list[str]:
+    """Cells of a Markdown table, the best in bold."""
+    return [f"**{_shown(v)}**" if b else _shown(v) for v, b in zip(values, best, strict=True)]
+
+
+def _marked_names(runs: Sequence[ModelResult], dagger: str) -> list[str]:
+    return [run.name + (dagger if run.status == EPOCH_CAP else "") for run in runs]
+
+
+def _dagger(console: Console) -> str:
+    return "†" if console.encoding.lower().startswith("utf") else "+"
+
+
+def _fitting(console: Console, table: pd.DataFrame, names: list[str]) -> list[Table]:
+    """One table with all domains side by side if the terminal is wide enough, else one table per domain."""
+    domains = list(dict.fromkeys(table.columns.get_level_values(0)))
+    whole = _rich_table(console, table, names, domains)
+    wide = console.options.update(max_width=10_000)
+    if console.measure(whole, options=wide).maximum <= console.width:
+        return [whole]
+    return [_rich_table(console, table, names, [domain]) for domain in domains]
+
+
+def _rich_table(console: Console, table: pd.DataFrame, names: list[str], domains: list[str]) -> Table:
+    """A block per domain under its name; blocks are tables of their own, so that a heading can span columns."""
+    outer = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    first = _block("model")
+    for name in names:
+        first.add_row(Text(name))
+    outer.add_column("")
+    blocks = [first]
+    for domain in domains:
+        outer.add_column(Text(domain), justify="center")
+        blocks.append(_metric_block(console, table, domain))
+    outer.add_row(*blocks)
+    return outer
+
+
+def _metric_block(console: Console, table: pd.DataFrame, domain: str) -> Table:
+    values = pd.DataFrame(table[domain])
+    normal, best = ("", "") if console.color_system is not None else (" ", "*")
+    block = _block(*[f"{name}{normal}" for name in values.columns], justify="right")
+    for row, is_best in zip(values.to_numpy(), _is_best(values), strict=True):
+        cells = zip(row, is_best, strict=True)
+        block.add_row(*(Text(_shown(v) + (best if b else normal), "bold" if b else "") for v, b in cells))
+    return block
+
+
+def _block(*headings: Any, justify: Any = "left") -> Table:
+    block = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="")
+    for heading in headings:
+        block.add_column(Text(str(heading)), justify=justify, no_wrap=True)
+    return block
+
+
+def _print_legend(console: Console, runs: Sequence[ModelResult]) -> None:
+    if console.color_system is None and len(runs) > 1:
+        console.print(Text("* best of its column"))
+    if any(run.status == EPOCH_CAP for run in runs):
+        console.print(Text(f"{_dagger(console)} {CAP_LEGEND}"))
+
+
+def _as_json(run: ModelResult, table: pd.DataFrame) -> dict[str, Any]:
+    metrics = {
+        domain: {name: None if np.isnan(value) else value for name, value in row.items()}
+        for domain, row in table.astype(float).to_dict("index").items()
+    }
+    for domain, users in table["users"].items():
+        metrics[domain]["users"] = int(users)
+    return {
+        "metrics": metrics,
+        "ranked": dict(run.ranks.attrs),
+        "status": run.status,
+        "best_epoch": run.best_epoch,
+        "seconds": None if np.isnan(run.seconds) else run.seconds,
+        "n_parameters": run.n_parameters,
+        "note": run.note,
+    }
+
+
+def _check_same(key: str, first: Mapping[Any, Any], other: Mapping[Any, Any]) -> None:
+    if key not in first or key not in other:
+        raise DataError(f"a rank table does not say its {key}; read it with `read_ranks`, or evaluate again")
+    if first[key] != other[key]:
+        raise DataError(
+            f"rank tables differ in {key} ({first[key]!r} and {other[key]!r}) and cannot be compared; "
+            "evaluate both models in one run directory"
+        )
+
+
+def _values_by_user(ranks: pd.DataFrame, metric: str) -> np.ndarray:
+    name, k = parse_metric(metric)
+    ordered = ranks.sort_values("user", kind="stable")
+    return per_user(ordered["higher"], ordered["tied"], name, k)
+
+
+def _wilcoxon(difference: np.ndarray) -> float:
+    if not difference.any():
+        return 1.0
+    return float(stats.wilcoxon(difference).pvalue)
+
+
+def _by_domain(ranks: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
+    parts = [(domain, ranks[ranks["domain"] == domain]) for domain in domains_of(ranks)]
+    return [(OVERALL, ranks), *parts]
+
+
+def _results_markdown(runs: Sequence[ModelResult], k: int) -> str:
+    table = comparison_table(runs, k)
+    best = _is_best(table)
+    rows = [
+        [_escape(name), *_shown_row(row, row_best)]
+        for name, row, row_best in zip(_marked_names(runs, "†"), table.to_numpy(), best, strict=True)
+    ]
+    text = _markdown_table(["model", *(_escape(" ".join(column)) for column in table.columns)], rows)
+    if any(run.status == EPOCH_CAP for run in runs):
+        text += f"\n\n† {CAP_LEGEND}."
+    return text
+
+
+def _groups_markdown(groups: pd.DataFrame) -> str:
+    models = list(groups.columns[3:])
+    values, best = groups[models].to_numpy(), _is_best(groups[models].T).T
+    heads = groups[["group", "label", "users"]].to_dict("records")
+    rows = [
+        [_escape(head["group"]), _escape(head["label"]), f"{head['users']:,}", *_shown_row(row, row_best)]
+        for head, row, row_best in zip(heads, values, best, strict=True)
+    ]
+    return _markdown_table(["group", "label", "users", *map(_escape, models)], rows)
+
+
+def _tests_markdown(tests: pd.DataFrame) -> str:
+    rows = [
+        [
+            _escape(test["model"]),
+            _escape(test["domain"]),
+            f"{test['users']:,}",
+            f"{test['difference']:+.{DECIMALS}f}",
+            f"{test['low']:+.{DECIMALS}f} to {test['high']:+.{DECIMALS}f}",
+            _shown_p(test["p"]),
+            _shown_p(test["p_holm"]),
+        ]
+        for test in tests.to_dict("records")
+    ]
+    headings = ["model", "domain", "users", "difference", "95 % interval", "p", "p (Holm)"]
+    how = (
+        "Paired over users. Interval: bootstrap of the mean difference, "
+        f"{RESAMPLES:,} resamples. p: Wilcoxon signed rank, two-sided; Holm over all rows."
+    )
+    return how + "\n\n" + _markdown_table(headings, rows)
+
+
+def _shown_p(p: float) -> str:
+    return "< 0.0001" if p < 0.0001 else f"{p:.4f}"
+
+
+def _models_markdown(runs: Sequence[ModelResult]) -> str:
+    rows = [
+        [
+            _escape(run.name),
+            f"{run.n_parameters:,}",
+            "n/a" if run.epochs is None else str(len(run.epochs)),
+            "n/a" if run.best_epoch is None else str(run.best_epoch),
+            _escape(run.status),
+            "n/a" if np.isnan(run.seconds) else f"{run.seconds:,.0f} s",
+            _escape(run.note),
+        ]
+        for run in runs
+    ]
+    return _markdown_table(["model", "parameters", "epochs", "best epoch", "ended by", "time", "note"], rows)
+
+
+def _markdown_table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [headings, ["---"] * len(headings), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def _escape(text: Any) -> str:
+    """Text as Markdown that shows it as it is, on one line."""
+    one_line = " ".join(str(text).split())
+    return re.sub(r"([\\`*_\[\]|~#])", r"\\\1", html.escape(one_line, quote=False))
+
+
+def _code(lines: Any) -> str:
+    """An indented block: unlike a fenced one, no content can end it."""
+    return "\n".join("    " + " ".join(str(line).split()) for line in lines)
+
+
+def _draw_run(axes: Any, run: ModelResult, column: str, style: Mapping[str, Any]) -> None:
+    epochs = run.epochs
+    if epochs is None or column not in epochs:
+        return
+    x, y = np.arange(1, len(epochs) + 1), epochs[column].to_numpy(dtype=float)
+    phase = epochs["phase"].astype(str).to_numpy() if "phase" in epochs else np.full(len(x), "")
+    starts = np.flatnonzero(phase[1:] != phase[:-1]) + 1
+    label: str | None = _plain_text(_marked_names([run], "†")[0])
+    # A phase has a loss of its own, so the line is broken between them.
+    for part in np.split(np.arange(len(x)), starts):
+        axes.plot(x[part], y[part], label=label, marker="." if len(part) == 1 else "", linewidth=1.8, **style)
+        label = None
+    for start in starts:
+        axes.axvline(start + 0.5, color=style["color"], linestyle=":", linewidth=1)
+        if column != "train_loss":  # one name is enough for both panels
+            _name_phase(axes, start + 0.5, f"{run.name}: {phase[start]}")
+    if run.best_epoch is not None and 1 <= run.best_epoch <= len(x):
+        best = run.best_epoch - 1
+        axes.plot(x[best], y[best], "o", markersize=9, markerfacecolor="none", color=style["color"])
+
+
+def _name_phase(axes: Any, x: float, text: str) -> None:
+    place = {"xycoords": ("data", "axes fraction"), "xytext": (4, 4), "textcoords": "offset points"}
+    axes.annotate(_plain_text(text), (x, 0), va="bottom", fontsize=8, color="#333333", **place)
+
+
+def _label_axes(upper: Any, lower: Any, metric: str) -> None:
+    upper.set_title("Training; a ring marks the epoch that was tested", fontsize=11, loc="left")
+    upper.set_ylabel(f"validation {metric}")
+    lower.set_ylabel("training loss (comparable within a model only)")
+    lower.set_xlabel("epoch")
+    lower.xaxis.get_major_locator().set_params(integer=True)
+    lowest, highest = lower.dataLim.intervaly
+    if 0 < 5 * lowest < highest:  # losses of several kinds; the alignment loss may also be negative
+        lower.set_yscale("log", subs=[2, 5])
+        lower.yaxis.set_major_formatter("{x:g}")
+        lower.yaxis.set_minor_formatter("{x:g}")
+    for axes in (upper, lower):
+        axes.grid(True, which="both", color="#dddddd", linewidth=0.6)
+        axes.spines[["top", "right"]].set_visible(False)
+
+
+def _plain_text(text: str) -> str:
+    """Without the dollar signs that would start a formula; a leading underscore would hide it from the legend."""
+    return " " * text.startswith("_") + text.replace("$", r"\$")
