@@ -1,0 +1,25 @@
+"""LLM-enhanced cross-domain sequential recommendation (LLM-EDT) for RecBole.
+
+Importing this package changes nothing; ``register()`` makes the model known to RecBole.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+__version__ = "0.1.0"
+__all__ = ["__version__", "load", "register"]
+
+
+def register() -> None:
+    """Make ``LLMEDT`` known to RecBole by name; see ``recbole_edt.compat.register``."""
+    from recbole_edt import compat
+
+    compat.register()
+
+
+def load(run_dir: Any) -> Any:
+    """Open a trained model from its run directory; see ``recbole_edt.recommend.load``."""
+    from recbole_edt import recommend
+
+    return recommend.load(run_dir)

@@ -1,0 +1,86 @@
+"""RecBole's own SASRec, GRU4Rec and BERT4Rec, trained on whole sequences instead of one row per prefix.
+
+The models, their parameters and their scores are RecBole's; only the rows of a batch differ. For SASRec and
+GRU4Rec the loss equals that of RecBole's prefix rows, for sequences within the maximum length.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from recbole.utils import get_model
+from torch import Tensor
+
+from recbole_edt import losses
+from recbole_edt.dataset import TARGET_SEQ
+from recbole_edt.layers import AllPositions
+
+# Model to the rows it trains on; every other model keeps RecBole's own way.
+SEQUENCE_ROWS = {"SASRec": "sequence", "GRU4Rec": "sequence", "BERT4Rec": "masked"}
+
+
+class NextItemTraining(AllPositions):
+    """First base: RecBole's loss at every position of the sequence at once."""
+
+    def calculate_loss(self: Any, interaction: Any) -> Tensor:
+        """CE over all items or BPR against one item other than the target, as RecBole; the mean over positions."""
+        targets = interaction[TARGET_SEQ]
+        counted = targets > 0
+        states = self.states(interaction[self.ITEM_SEQ], interaction[self.ITEM_SEQ_LEN])[counted]  # [T, H]
+        target = targets[counted]
+        if self.loss_type == "CE":
+            return losses.softmax_cross_entropy(states, self.item_embedding.weight, target)
+        return self.pairwise_loss(states, target, other_items(target, self.n_items))
+
+    def pairwise_loss(self: Any, states: Tensor, target: Tensor, negative: Tensor) -> Tensor:
+        """RecBole's BPR loss for states ``[T, H]`` and item ids ``[T]``."""
+        positive_score = (states * self.item_embedding(target)).sum(-1)
+        negative_score = (states * self.item_embedding(negative)).sum(-1)
+        return self.loss_fct(positive_score, negative_score)
+
+
+def other_items(target: Tensor, n_items: int) -> Tensor:
+    """One item per target, uniform over all others (RecBole's sampling for sequential models)."""
+    drawn = torch.randint(1, n_items - 1, target.shape, device=target.device)
+    return drawn + (drawn >= target)
+
+
+class MaskedItemTraining:
+    """First base of BERT4Rec: a fresh mask over whole sequences each step, and no Python loop over the batch."""
+
+    def __init__(self: Any, config: Any, dataset: Any) -> None:
+        super().__init__(config, dataset)  # type: ignore[call-arg]
+        self.ft_ratio = config["ft_ratio"]  # RecBole keeps it in a batch transform
+
+    def calculate_loss(self: Any, interaction: Any) -> Tensor:
+        """CE at the masked positions; a share ``ft_ratio`` of the rows has its last item masked instead."""
+        item_seq, length = interaction[self.ITEM_SEQ], interaction[self.ITEM_SEQ_LEN]
+        masked = random_mask(length, item_seq.shape[1], self.mask_ratio, self.ft_ratio)  # [B, L]
+        states = self.forward(item_seq.masked_fill(masked, self.mask_token))[masked]  # [T, H]
+        table = self.item_embedding.weight[: self.n_items]
+        return losses.softmax_cross_entropy(states, table, item_seq[masked], self.output_bias)
+
+    def reconstruct_test_data(self: Any, item_seq: Tensor, item_seq_len: Tensor) -> Tensor:
+        """The sequence without its first item, and the mask token after its last, as RecBole has it."""
+        longer = torch.cat([item_seq, torch.zeros_like(item_seq[:, :1])], dim=1)
+        return longer.scatter(1, item_seq_len.unsqueeze(1), self.mask_token)[:, 1:]
+
+
+def random_mask(length: Tensor, width: int, mask_ratio: float, last_ratio: float) -> Tensor:
+    """``[B, width]`` bool, at least one True per row: a random share of the items, or only the last one."""
+    position = torch.arange(width, device=length.device)
+    inside = position < length.unsqueeze(1)
+    masked = inside & (torch.rand(inside.shape, device=length.device) < mask_ratio)
+    only_last = torch.rand(len(length), device=length.device) < last_ratio
+    only_last |= ~masked.any(1)
+    last = position == (length - 1).unsqueeze(1)
+    return torch.where(only_last.unsqueeze(1), last, masked)
+
+
+def sequence_trained(name: str) -> type:
+    """RecBole's model ``name`` with whole-sequence training, under its own name."""
+    cls = get_model(name)
+    base: type = NextItemTraining if SEQUENCE_ROWS[name] == "sequence" else MaskedItemTraining
+    return type(name, (base, cls), {})
+

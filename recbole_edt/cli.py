@@ -1,0 +1,154 @@
+"""The command line: arguments to settings, and errors to one readable message."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import sys
+import textwrap
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from recbole_edt.errors import ConfigError, EDTError
+
+DEFAULT_DATASET = "ml-100k-cross"
+
+STAGES = {
+    "prepare": """Make two-domain atomic files, or check your own.
+
+        Reads   the source named by prepare.source (ml-100k, which ships inside RecBole), or
+                atomic_files/NAME/NAME.inter and NAME.item
+        Writes  atomic_files/NAME/NAME.inter, NAME.item, prepare.json
+        Keys    prepare.source, domains, k_core""",
+    "embed": """Turn item texts into vectors, one per distinct text.
+
+        Reads   atomic_files/NAME/NAME.item
+        Writes  atomic_files/NAME/NAME.itemvec.safetensors, embed.json
+        Keys    embed.embedder (wordllama), embed.missing_text (zero | drop)""",
+    "augment": """Write items of the other domain into each user's training history (paper section 3.2).
+
+        Reads   the files of prepare and embed; training interactions only
+        Writes  atomic_files/NAME-edt/NAME-edt.inter, .item, .itemvec.safetensors, augment.json
+        Keys    augment.n_clusters, augment.n_generated, augment.k, augment.tau, augment.directions,
+                augment.generated_items, augment.insertion, augment.filter, augment.seed""",
+    "profile": """Write a profile text and its vector for each user (paper section 3.4).
+
+        Reads   the files of augment; training interactions only
+        Writes  atomic_files/NAME-edt/NAME-edt.user, .uservec.safetensors, profile.json
+        Keys    profile.n_clusters, profile.pipeline""",
+    "train": """Train one model and rank its test targets; continues a run that was stopped.
+
+        Reads   the files of augment and profile
+        Writes  runs/NAME-HASH/MODEL-HASH/: config.yaml, log.txt, epochs.csv, best.pth, ranks.csv, result.json
+        Keys    model, candidates, training (sequence | prefix), and every key of RecBole and of the model""",
+    "compare": """Train every model in `models`, or read it if it is done, and write one report.
+
+        Reads   the files of augment and profile, finished runs
+        Writes  runs/NAME-HASH/: report.md, curves.png, metrics.json, metrics.csv, and one folder per model
+        Keys    models, model_settings, candidates, training, and every key of RecBole""",
+    "recommend": """Top items of each domain for every user, from a trained model.
+
+        Reads   the run of `model` (train it first)
+        Writes  runs/NAME-HASH/MODEL-HASH/recommendations.csv
+        Keys    model, recommend.k, recommend.seen""",
+    "doctor": """Versions, known troubles, and a check of the data set; for bug reports.
+
+        Reads   atomic_files/NAME/, if there is one
+        Writes  nothing""",
+}
+
+USAGE = f"""usage: python run_edt.py [STAGE] [--dataset=NAME] [--model=MODEL] [--config_files="a.yaml b.yaml"] [--key=value ...]
+
+Without a stage: prepare, embed, augment, profile, then compare (or train, if --model is given).
+Without arguments: all of it on {DEFAULT_DATASET}, two domains of films from the ml-100k inside RecBole.
+
+stages (python run_edt.py STAGE --help says what each reads and writes):
+{{stages}}
+
+Every key of the configuration can be given as --key=value; one inside a group as --group.key=value, for
+example --augment.tau=0.9. Settings come from dataset_configs/NAME.yaml if there is one, then from
+--config_files in order, then from the command line.
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the command line and leave with its exit status: 0, 1 for an error, 2 for bad arguments, 130 for Ctrl-C."""
+    # Threads that wait by spinning make training ten times slower as soon as anything else runs on the machine.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    os.environ.setdefault("GOMP_SPINCOUNT", "0")
+    sys.exit(run(list(sys.argv[1:] if argv is None else argv)))
+
+
+def run(arguments: list[str]) -> int:
+    """As ``main``, but returns the exit status."""
+    try:
+        stage, values, wants_help = parse(arguments)
+        if wants_help:
+            print(help_text(stage))
+            return 0
+        return _run_stage(stage, values)
+    except ConfigError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except EDTError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("\nstopped; the same command goes on from here", file=sys.stderr)
+        return 130
+
+
+def parse(arguments: Sequence[str]) -> tuple[str | None, dict[str, str], bool]:
+    """Stage or None, ``--key=value`` pairs as text, and whether help is wanted.
+
+    Raises: ConfigError for an unknown stage or an argument of another form.
+    """
+    stage, values, wants_help = None, {}, False
+    for argument in arguments:
+        if argument in ("-h", "--help"):
+            wants_help = True
+        elif argument.startswith("--") and "=" in argument:
+            key, _, value = argument[2:].partition("=")
+            values[key] = value
+        elif argument.startswith("-"):
+            raise ConfigError(f"{argument}: expected --key=value")
+        elif stage is None and argument in STAGES:
+            stage = argument
+        else:
+            near = difflib.get_close_matches(argument, STAGES, n=1)
+            hint = f"did you mean '{near[0]}'?" if near else f"stages are {', '.join(STAGES)}"
+            raise ConfigError(f"unknown stage '{argument}' ({hint})")
+    return stage, values, wants_help
+
+
+def help_text(stage: str | None) -> str:
+    """What ``--help`` prints."""
+    if stage is None:
+        width = max(map(len, STAGES)) + 2
+        lines = [f"  {name:<{width}}{text.splitlines()[0]}" for name, text in STAGES.items()]
+        return USAGE.format(stages="\n".join(lines))
+    first, _, rest = STAGES[stage].partition("\n")
+    return f"python run_edt.py {stage} [--key=value ...]\n\n{first}\n{textwrap.dedent(rest)}"
+
+
+def _run_stage(stage: str | None, values: dict[str, str]) -> int:
+    from recbole_edt import config, doctor, pipeline
+
+    dataset = values.pop("dataset", DEFAULT_DATASET)
+    files = [Path(name) for name in values.pop("config_files", "").split()]
+    overrides = {key: _typed(key, value) for key, value in values.items()}
+    settings = config.load(dataset, files, overrides)
+    if stage == "doctor":
+        return doctor.run(settings, print)
+    if stage is not None:
+        pipeline.STAGES[stage](settings, print)
+        return 0
+    pipeline.run_all(settings, "train" if "model" in overrides else "compare", print)
+    return 0
+
+
+def _typed(key: str, value: str) -> Any:
+    from recbole_edt.config import read_yaml
+
+    return read_yaml(value, f"--{key}")

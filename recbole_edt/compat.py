@@ -1,0 +1,300 @@
+"""Every repair that RecBole 1.2.1 needs on today's libraries, the check of the hooks we lean on, and registration.
+
+Nothing here runs on import. ``apply`` makes the repairs, ``check`` looks for what we override,
+``register`` makes our classes known to RecBole by name.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+import sys
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from recbole_edt.errors import ConfigError
+
+RECBOLE_VERSION = "1.2.1"
+
+# What we override or call, beyond RecBole's documented interface.
+HOOKS = {
+    "recbole.config.Config": [
+        "_load_cmd_line",
+        "_convert_config_dict",
+        "_load_internal_config_dict",
+        "_set_default_parameters",
+    ],
+    "recbole.data.dataset.Dataset": [
+        "_load_data",
+        "_load_feat",
+        "_fill_nan",
+        "_get_remap_list",
+        "_change_feat_format",
+        "_remove_duplication",
+        "copy",
+    ],
+    "recbole.data.dataset.SequentialDataset": ["data_augmentation", "build", "inter_matrix"],
+    "recbole.model.abstract_recommender.SequentialRecommender": ["gather_indexes", "get_attention_mask"],
+    "recbole.trainer.Trainer": [
+        "_train_epoch",
+        "_valid_epoch",
+        "_save_checkpoint",
+        "_build_optimizer",
+        "fit",
+        "evaluate",
+    ],
+}
+
+
+def check() -> None:
+    """Compare the installed RecBole with what this package was written against.
+
+    Raises: ConfigError naming the version or the missing hook, and the command that mends it.
+    """
+    try:
+        version = importlib.metadata.version("recbole")
+    except importlib.metadata.PackageNotFoundError:
+        raise ConfigError(
+            f"RecBole is not installed: pip install recbole=={RECBOLE_VERSION} "
+            "(on Python 3.12 or later: pip install --no-deps recbole==1.2.1)"
+        ) from None
+    if version != RECBOLE_VERSION:
+        raise ConfigError(
+            f"RecBole {version} is installed, this package works with {RECBOLE_VERSION}: "
+            f"pip install recbole=={RECBOLE_VERSION}"
+        )
+    for path, names in HOOKS.items():
+        module, cls = path.rsplit(".", 1)
+        owner = getattr(importlib.import_module(module), cls)
+        missing = [name for name in names if not hasattr(owner, name)]
+        if missing:
+            raise ConfigError(
+                f"{path} lacks {', '.join(missing)}: this RecBole was changed; "
+                f"pip install --force-reinstall recbole=={RECBOLE_VERSION}"
+            )
+
+
+def apply() -> None:
+    """Make the repairs, once per process; RecBole's results on its own pinned stack stay the same."""
+    _restore_numpy_names()
+    from recbole.data.dataset import Dataset
+    from recbole.model.abstract_recommender import AbstractRecommender
+    from recbole.trainer import Trainer
+
+    Dataset._load_feat = _load_feat
+    Dataset._fill_nan = _fill_nan
+    Trainer._save_checkpoint = save_plain_checkpoint
+    AbstractRecommender.load_other_parameter = _load_other_parameter
+    _restore_dok_update()
+    _unslow_training()
+
+
+def _restore_numpy_names() -> None:
+    # numpy 2 dropped these; RecBole's Config and Dataset still read them.
+    for name, kind in [
+        ("float_", np.float64),
+        ("complex_", np.complex128),
+        ("unicode_", np.str_),
+        ("float", np.float64),
+    ]:
+        if name not in vars(np):
+            setattr(np, name, kind)
+
+
+def _restore_dok_update() -> None:
+    # scipy 1.13 dropped the unchecked update that LightGCN, NGCF and others build their graph with.
+    from scipy.sparse import dok_matrix
+
+    if not hasattr(dok_matrix, "_update"):
+        dok_matrix._update = lambda self, entries: self._dict.update(entries)
+
+
+def _unslow_training() -> None:
+    import recbole.model.sequential_recommender  # noqa: F401
+    import torch
+    from recbole.model.layers import FeedForward
+    from torch.nn.functional import gelu
+
+    # One of these modules (sine.py) turns anomaly detection on for the whole process, when it is imported.
+    torch.autograd.set_detect_anomaly(False)
+    # The same function in one pass instead of six over the largest tensor of a transformer.
+    FeedForward.gelu = lambda self, x: gelu(x)
+
+
+def _load_feat(self: Any, filepath: str, source: Any) -> pd.DataFrame | None:
+    """RecBole's reader of one atomic file, for pandas 3 and with the fast parser.
+
+    The original fills missing values in a way that pandas 3 ignores, and parses in Python.
+    """
+    from recbole.utils import FeatureSource, FeatureType
+
+    load_col, unload_col = self._get_load_and_unload_col(source)
+    if load_col == set():
+        return None
+    separator, encoding = self.config["field_separator"], self.config["encoding"]
+    with open(filepath, encoding=encoding) as file:
+        header = file.readline().rstrip("\r\n").split(separator)
+    columns = dict(name.split(":") for name in header)
+    wanted = [
+        name
+        for name in columns
+        if (load_col is None or name in load_col) and not (unload_col and name in unload_col)
+    ]
+    if not wanted:
+        self.logger.warning(f"No columns has been loaded from [{source}]")
+        return None
+    frame = pd.read_csv(
+        filepath,
+        sep=separator,
+        encoding=encoding,
+        usecols=[header[list(columns).index(name)] for name in wanted],
+        dtype={f"{n}:{t}": np.float64 if t == "float" else object for n, t in columns.items()},
+        float_precision="round_trip",  # as Python reads numbers
+    )
+    frame = frame.rename(columns=lambda name: name.split(":")[0])[wanted]
+    for name in wanted:
+        ftype = FeatureType(columns[name])
+        if isinstance(source, FeatureSource) or source != "link":
+            self.field2source[name], self.field2type[name] = source, ftype
+            if not ftype.value.endswith("seq"):
+                self.field2seqlen[name] = 1
+            if "float" in ftype.value:
+                self.field2bucketnum[name] = 2
+        if ftype.value.endswith("seq"):
+            frame[name] = _split_sequences(self, name, frame[name], ftype)
+    return frame
+
+
+def _split_sequences(dataset: Any, name: str, column: pd.Series, ftype: Any) -> list[np.ndarray]:
+    """Split a ``*_seq`` column into arrays and note the longest length, as RecBole does."""
+    from recbole.utils import FeatureType
+
+    convert = float if ftype == FeatureType.FLOAT_SEQ else str
+    limit = (dataset.config["seq_len"] or {}).get(name)
+    separator = dataset.config["seq_separator"]
+    values = [
+        np.array([convert(word) for word in text.split(separator) if word][:limit])
+        for text in column.fillna("")
+    ]
+    dataset.field2seqlen[name] = max(map(len, values), default=0)
+    return values
+
+
+def _fill_nan(self: Any) -> None:
+    """RecBole's imputation by assignment: its chained ``fillna(inplace=True)`` does nothing in pandas 3."""
+    from recbole.utils import FeatureType
+
+    for feat_name in self.feat_name_list:
+        feat = getattr(self, feat_name)
+        for field in list(feat):
+            ftype = self.field2type[field]
+            if ftype == FeatureType.TOKEN:
+                feat[field] = feat[field].fillna(0)
+            elif ftype == FeatureType.FLOAT:
+                feat[field] = feat[field].fillna(feat[field].mean())
+            else:
+                empty = np.array([], dtype=np.int64 if ftype == FeatureType.TOKEN_SEQ else np.float64)
+                feat[field] = [empty if isinstance(value, float) else value for value in feat[field]]
+
+
+def save_plain_checkpoint(self: Any, epoch: int, verbose: bool = True, **kwargs: Any) -> None:
+    """RecBole's checkpoint with plain values only, so that ``torch.load`` reads it with ``weights_only=True``.
+
+    The original pickles the whole ``Config``, which torch 2.6 and later refuse to load.
+    """
+    import torch
+
+    from recbole_edt.files import write_safely
+
+    if not self.config["single_spec"] and self.config["local_rank"] != 0:
+        return
+    path = kwargs.pop("saved_model_file", self.saved_model_file)
+    state = {
+        "config": {"model": str(self.config["model"]), "dataset": str(self.config["dataset"])},
+        "epoch": epoch,
+        "cur_step": self.cur_step,
+        "best_valid_score": float(self.best_valid_score),
+        "state_dict": self.model.state_dict(),
+        "other_parameter": {key: _plain(value) for key, value in self.model.other_parameter().items()},
+        "optimizer": self.optimizer.state_dict(),
+    }
+    with write_safely(path) as temporary:
+        with open(temporary, "wb") as file:  # a full disk is then an OSError
+            torch.save(state, file)
+    if verbose:
+        self.logger.info(f"Saving current: {path}")
+
+
+def _plain(value: Any) -> Any:
+    """An array or sparse matrix (ItemKNN, EASE and others keep some) as tensors; anything else unchanged."""
+    import torch
+    from scipy.sparse import issparse
+
+    if issparse(value):
+        entries = value.tocoo()
+        parts = {name: torch.from_numpy(getattr(entries, name)) for name in ("row", "col", "data")}
+        return {"format": value.format, "shape": list(value.shape), **parts}
+    if isinstance(value, np.ndarray):
+        return {"format": type(value).__name__, "data": torch.from_numpy(np.array(value))}
+    return value
+
+
+def _restored(value: Any) -> Any:
+    """The inverse of ``_plain``."""
+    from scipy.sparse import coo_matrix
+
+    if not isinstance(value, dict) or "format" not in value:
+        return value
+    data = value["data"].cpu().numpy()
+    if "shape" not in value:
+        return np.asmatrix(data) if value["format"] == "matrix" else data
+    place = value["row"].cpu().numpy(), value["col"].cpu().numpy()
+    return coo_matrix((data, place), shape=value["shape"]).asformat(value["format"])
+
+
+def _load_other_parameter(self: Any, para: dict[str, Any] | None) -> None:
+    """RecBole's, for what ``save_plain_checkpoint`` wrote."""
+    for key, value in (para or {}).items():
+        setattr(self, key, _restored(value))
+
+
+def register() -> None:
+    """Make ``LLMEDT``, its dataset and its trainer known to RecBole by name; calling it again changes nothing.
+
+    Afterwards ``run_recbole(model="LLMEDT", ...)``, ``get_model``, ``create_dataset``, ``get_trainer`` and
+    RecBole's hyper-parameter tuning find them. A process that was *spawned* starts without them: call
+    ``register()`` at the top of the script, outside ``if __name__ == "__main__"``, and every child does it too.
+
+    Raises: ConfigError if RecBole is not the version we know, or if another package already uses one of the names.
+    """
+    check()
+    apply()
+    import recbole.data.dataset as datasets
+    import recbole.model.sequential_recommender as models
+    import recbole.trainer as trainers
+    from recbole.utils.argument_list import dataset_arguments
+
+    from recbole_edt import model as our_model
+    from recbole_edt.config import DATASET_KEYS
+    from recbole_edt.dataset import EDTDataset
+    from recbole_edt.trainer import LLMEDTTrainer
+
+    # get_model looks for a module of the model's name among RecBole's own.
+    module_name = "recbole.model.sequential_recommender.llmedt"
+    if sys.modules.get(module_name, our_model) is not our_model:
+        raise ConfigError(f"{module_name} is already taken by {sys.modules[module_name]!r}")
+    ours = [
+        (models, "LLMEDT", our_model.LLMEDT),
+        (datasets, "LLMEDTDataset", EDTDataset),
+        (trainers, "LLMEDTTrainer", LLMEDTTrainer),
+    ]
+    for module, name, cls in ours:
+        if getattr(module, name, cls) is not cls:
+            raise ConfigError(f"{module.__name__}.{name} is already taken by {getattr(module, name)!r}")
+    for module, name, cls in ours:
+        setattr(module, name, cls)
+    sys.modules[module_name] = our_model
+    # RecBole's data set cache compares these keys only; without ours it would hand out a stale data set.
+    dataset_arguments.extend(key for key in DATASET_KEYS if key not in dataset_arguments)

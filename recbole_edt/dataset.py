@@ -1,0 +1,400 @@
+"""Two-domain atomic files as RecBole data sets: exact order, leave-one-out on raw rows, sequences sliced lazily.
+
+Sequences live in one flat array; a row of a data set is a pair of positions in it, and becomes a padded
+sequence only when a batch asks for it. The same three parts serve every model that is compared.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from recbole.data.dataloader import FullSortEvalDataLoader
+from recbole.data.dataset import SequentialDataset
+from recbole.data.interaction import Interaction
+from recbole.utils import FeatureSource, FeatureType, ModelType
+from torch import Tensor
+
+from recbole_edt import atomic
+from recbole_edt.embeddings import EmbeddingTable
+from recbole_edt.errors import ConfigError, DataError
+from recbole_edt.split import TEST, TRAIN, VALID, leave_one_out_marks
+
+TARGET_SEQ = "target_list"
+LAST_WINDOW = "last_window"
+DOMAIN_SEQ = ("item_id_list_a", "item_id_list_b")
+DOMAIN_SEQ_LEN = ("item_length_a", "item_length_b")
+TRAINING = ("sequence", "masked", "prefix", "pairs")
+
+
+@dataclass(frozen=True)
+class Sequences:
+    """All users' sequences in one flat array, ordered by (user, time, position in the file).
+
+    ``M`` rows; ``item`` and ``user`` are RecBole ids (0 is padding), ``first[m]`` is where the user of row ``m``
+    begins, ``mark`` is TRAIN, VALID or TEST, ``generated`` is True for inserted rows.
+    ``of_domain[d]`` holds the rows' items of one domain, ``seen[d][m]`` counts them before row ``m`` (``[M + 1]``).
+    """
+
+    user: Tensor
+    item: Tensor
+    first: Tensor
+    mark: Tensor
+    generated: Tensor
+    of_domain: tuple[Tensor, Tensor]
+    seen: tuple[Tensor, Tensor]
+
+    @classmethod
+    def build(cls, user: Tensor, item: Tensor, generated: Tensor, item_domain: Tensor) -> Sequences:
+        """From flat ``[M]`` columns, users non-decreasing, and ``item_domain [N]`` (0 padding, 1 A, 2 B)."""
+        counts = torch.bincount(user)
+        offsets = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
+        mark = leave_one_out_marks(offsets.numpy(), generated.numpy())
+        of_domain, seen = [], []
+        for domain in (1, 2):
+            mine = item_domain[item] == domain
+            of_domain.append(item[mine])
+            seen.append(torch.cat([torch.zeros(1, dtype=torch.long), mine.cumsum(0)]))
+        return cls(
+            user,
+            item,
+            offsets[user],
+            torch.from_numpy(mark),
+            generated,
+            (of_domain[0], of_domain[1]),
+            (seen[0], seen[1]),
+        )
+
+    def history(
+        self, first: Tensor, end: Tensor, max_length: int, width: int | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """The last ``max_length`` items of rows ``first:end``: padded ``[B, L]`` and lengths ``[B]``."""
+        return gather_slices(self.item, torch.maximum(first, end - max_length), end, width)
+
+    def domain_history(self, d: int, first: Tensor, end: Tensor, max_length: int) -> tuple[Tensor, Tensor]:
+        """The same within one domain: split first, then cut to its last ``max_length``."""
+        start, stop = self.seen[d][first], self.seen[d][end]
+        return gather_slices(self.of_domain[d], torch.maximum(start, stop - max_length), stop)
+
+    def raw(self, item_domain: Tensor) -> Sequences:
+        """The same without the inserted rows."""
+        keep = ~self.generated
+        return Sequences.build(self.user[keep], self.item[keep], self.generated[keep], item_domain)
+
+
+def gather_slices(flat: Tensor, start: Tensor, end: Tensor, width: int | None = None) -> tuple[Tensor, Tensor]:
+    """Cut slices ``flat[start:end]`` and pad them with 0 on the right.
+
+    Returns: ``[B, L]`` with ``L = width`` or the longest slice (at least 1), and lengths ``[B]``.
+    """
+    length = end - start
+    longest = max(int(length.max()), 1) if width is None else width
+    position = torch.arange(longest)
+    inside = position < length.unsqueeze(1)
+    index = (start.unsqueeze(1) + position).clamp(max=max(len(flat) - 1, 0))
+    if not len(flat):
+        return torch.zeros(len(start), longest, dtype=torch.long), length
+    return flat[index] * inside, length
+
+
+class EDTDataset(SequentialDataset):
+    """RecBole data set of two domains (``.item`` column ``domain``), raw or augmented (``.inter`` column ``generated``).
+
+    Differs from ``SequentialDataset`` where that one would be wrong here: order is exact (float64, ties by position
+    in the file; RecBole keeps time as float32), leave-one-out counts raw rows only and keeps users with three of
+    them in validation, and no prefix is copied. Item ids follow the ``.item`` file, with virtual items last.
+
+    Configuration keys: ``domains`` (names in order), ``k_core`` (per domain), ``use_generated``, ``training``
+    (``sequence | masked | prefix | pairs``), ``item_embeddings`` and ``user_profiles`` (paths; defaults beside
+    the atomic files).
+
+    Raises: DataError for every fault in the files, with file, line and column.
+    """
+
+    def __init__(self, config: Any) -> None:
+        if config["benchmark_filename"]:
+            raise ConfigError("benchmark_filename: pre-split files are not supported; the split is made here")
+        self.training = config["training"] or "sequence"
+        self.with_domains = config["model"] == "LLMEDT"
+        super().__init__(config)
+
+    # ---- loading -------------------------------------------------------------------------------------------------
+
+    def _load_data(self, token: str, dataset_path: str) -> None:
+        data = atomic.read(Path(dataset_path), token, self.config["domains"], self.config["k_core"] or 0)
+        self.source = data
+        self.domain_names = data.domains
+        self.inter_feat = pd.DataFrame(
+            {
+                self.uid_field: data.users[data.user],
+                self.iid_field: data.items[data.item],
+                self.time_field: data.time,
+                "generated": data.generated.astype(np.float64),
+            }
+        )
+        self.item_feat = pd.DataFrame({self.iid_field: data.items, "domain": data.item_domain.astype(np.float64)})
+        self.user_feat = None
+        for field, ftype, source in [
+            (self.uid_field, FeatureType.TOKEN, FeatureSource.USER_ID),
+            (self.iid_field, FeatureType.TOKEN, FeatureSource.ITEM_ID),
+            (self.time_field, FeatureType.FLOAT, FeatureSource.INTERACTION),
+            ("generated", FeatureType.FLOAT, FeatureSource.INTERACTION),
+            ("domain", FeatureType.FLOAT, FeatureSource.ITEM),
+        ]:
+            self.set_field_property(field, ftype, source, 1)
+
+    def _remove_duplication(self) -> None:
+        # The rows are in order already; RecBole would sort again, unstably.
+        keep = self.config["rm_dup_inter"]
+        if keep is not None:
+            self.inter_feat = self.inter_feat.drop_duplicates([self.uid_field, self.iid_field], keep=keep)
+
+    def _get_remap_list(self, field_list: Any) -> list:
+        # The item file comes first, so that ids follow it and virtual items, its last rows, have the last ids.
+        frames = super()._get_remap_list(field_list)
+        return sorted(frames, key=lambda entry: entry[0] is not self.item_feat)
+
+    def _change_feat_format(self) -> None:
+        super(SequentialDataset, self)._change_feat_format()
+        tokens = pd.Index(self.source.items).get_indexer(self.field2id_token[self.iid_field][1:])
+        domain = self.source.item_domain[tokens].astype(np.int64) + 1
+        self.item_domain = torch.from_numpy(np.concatenate([[0], domain]))
+        self.virtual = torch.from_numpy(np.concatenate([[False], self.source.virtual[tokens]]))
+        self.n_real = int((~self.virtual).sum())  # ids below this are real; the padding is counted
+        inter = self.inter_feat
+        self.sequences = Sequences.build(
+            inter[self.uid_field], inter[self.iid_field], inter["generated"] > 0, self.item_domain
+        )
+        self._set_rows(torch.nonzero(self._position(self.sequences) > 0).squeeze(1), self.sequences)
+        for field in (self.iid_field + self.config["LIST_SUFFIX"], TARGET_SEQ, *DOMAIN_SEQ):
+            self.set_field_property(
+                field, FeatureType.TOKEN_SEQ, FeatureSource.INTERACTION, self.max_item_list_len
+            )
+        for field in (self.item_list_length_field, *DOMAIN_SEQ_LEN):
+            self.set_field_property(field, FeatureType.TOKEN, FeatureSource.INTERACTION, 1)
+
+    # ---- splitting -----------------------------------------------------------------------------------------------
+
+    def build(self) -> list[EDTDataset]:
+        """Train, validation and test parts for the configuration's model."""
+        if self.config["eval_args"]["split"] != {"LS": "valid_and_test"}:
+            raise ConfigError("eval_args.split: only {LS: valid_and_test} is supported, on raw interactions")
+        self._change_feat_format()
+        generated = self.config["use_generated"]
+        return self.parts(self.with_domains if generated is None else generated, self.training)
+
+    def parts(self, generated: bool, training: str) -> list[EDTDataset]:
+        """Train, validation and test parts.
+
+        Args:
+            generated: with the inserted rows and virtual items, or without any trace of them.
+            training: rows of the training part: ``sequence`` (windows of items, each with its next item),
+                ``masked`` (windows of items), ``prefix`` (RecBole's: a history and its target), ``pairs``
+                (user and item, for models without sequences).
+
+        Raises: DataError if a part is empty.
+        """
+        if training not in TRAINING:
+            raise ConfigError(f"training: {training!r} is not one of {', '.join(TRAINING)}")
+        base = copy.copy(self)
+        if not generated:
+            base._drop_generated()
+        base.training = training
+        sequences = base.sequences
+        rows = [base._training_rows(), *(torch.nonzero(sequences.mark == mark).squeeze(1) for mark in (VALID, TEST))]
+        parts = []
+        for name, row in zip(("training", "validation", "test"), rows, strict=True):
+            if not len(row):
+                raise DataError(
+                    f"{self.dataset_name}: the {name} part is empty; leave-one-out needs users with at least "
+                    "3 interactions"
+                )
+            part = copy.copy(base)
+            part.phase = name
+            part._set_rows(row, sequences)
+            parts.append(part)
+        return parts
+
+    def for_model(self, config: Any) -> EDTDataset:
+        """The same loaded data under another model's configuration."""
+        view = copy.copy(self)
+        view.config = config
+        view.with_domains = config["model"] == "LLMEDT"
+        view.max_item_list_len = config["MAX_ITEM_LIST_LENGTH"]
+        return view
+
+    def _drop_generated(self) -> None:
+        self.sequences = self.sequences.raw(self.item_domain)
+        self.item_domain, self.virtual = self.item_domain[: self.n_real], self.virtual[: self.n_real]
+        self.field2id_token = {
+            **self.field2id_token,
+            self.iid_field: self.field2id_token[self.iid_field][: self.n_real],
+        }
+        self.item_feat = self.item_feat[: self.n_real]
+
+    @staticmethod
+    def _position(sequences: Sequences) -> Tensor:
+        return torch.arange(len(sequences.item)) - sequences.first
+
+    def _training_rows(self) -> Tensor:
+        """The row of each training example's target; for windows, of its last item."""
+        train = self.sequences.mark == TRAIN
+        if self.training == "pairs":
+            return torch.nonzero(train).squeeze(1)
+        position = self._position(self.sequences)
+        if self.training == "prefix":
+            return torch.nonzero(train & (position > 0)).squeeze(1)
+        # Windows of at most L are cut from the end, so that each target is in exactly one of them.
+        n_train = torch.zeros(int(self.sequences.user.max()) + 1, dtype=torch.long)
+        n_train.index_add_(0, self.sequences.user, train.long())
+        from_end = n_train[self.sequences.user] - 1 - position
+        enough = position > 0 if self.training == "sequence" else position >= 0
+        return torch.nonzero(train & enough & (from_end % self.max_item_list_len == 0)).squeeze(1)
+
+    def _set_rows(self, row: Tensor, sequences: Sequences) -> None:
+        """Make ``row`` (positions in ``sequences``) this part's examples."""
+        self.row = row
+        self.inter_feat = Interaction(
+            {self.uid_field: sequences.user[row], self.iid_field: sequences.item[row]}
+        )
+
+    # ---- rows to batches -------------------------------------------------------------------------------------------
+
+    def __getitem__(self, index: Any, join: bool = True) -> Interaction:
+        """Rows as one Interaction: RecBole's fields, and for LLM-EDT the targets and the two domains' sequences.
+
+        ``item_id_list [B, L]`` is padded on the right to the longest of the batch, or to the maximum length for
+        models that need it. In training by sequence ``target_list [B, L]`` holds the next item of each position.
+        """
+        inter = super().__getitem__(index, join)
+        if getattr(self, "phase", None) == "training" and self.training == "pairs":
+            return inter
+        row = self.row[index]
+        first, end = self.sequences.first[row], row + 1 if self._is_training("masked") else row
+        trimmed = self.with_domains or self._is_training("sequence", "masked")
+        inter.update(self.histories(self.sequences, first, end, None if trimmed else self.max_item_list_len))
+        if self._is_training("sequence"):
+            inter.update(Interaction(self._targets(row, first)))
+        return inter
+
+    def histories(self, sequences: Sequences, first: Tensor, end: Tensor, width: int | None = None) -> Interaction:
+        """What a model reads of the rows ``first:end`` of each user: the mixed sequence and each domain's."""
+        longest = self.max_item_list_len
+        item_seq, length = sequences.history(first, end, longest, width)
+        fields = {self.iid_field + self.config["LIST_SUFFIX"]: item_seq, self.item_list_length_field: length}
+        if self.with_domains:
+            for d in (0, 1):
+                own = sequences.domain_history(d, first, end, longest)
+                fields[DOMAIN_SEQ[d]], fields[DOMAIN_SEQ_LEN[d]] = own
+        return Interaction(fields)
+
+    def _is_training(self, *kinds: str) -> bool:
+        return getattr(self, "phase", None) == "training" and self.training in kinds
+
+    def _targets(self, row: Tensor, first: Tensor) -> dict[str, Tensor]:
+        """The next item of each position, and whether the window is the last of its user's training rows."""
+        start = torch.maximum(first, row - self.max_item_list_len)
+        targets, _ = gather_slices(self.sequences.item, start + 1, row + 1)
+        if self.config["inserted_as_targets"] is False:
+            inserted, _ = gather_slices(self.sequences.generated, start + 1, row + 1)
+            targets = targets * ~inserted.bool()
+        total = len(self.sequences.item)
+        after = (row + 1).clamp(max=total - 1)
+        same_user = (row + 1 < total) & (self.sequences.first[after] <= row)
+        return {TARGET_SEQ: targets, LAST_WINDOW: ~(same_user & (self.sequences.mark[after] == TRAIN))}
+
+    def inter_matrix(self, form: str = "coo", value_field: str | None = None) -> Any:
+        """Users by items of the training rows, as RecBole's non-sequential models expect."""
+        return super(SequentialDataset, self).inter_matrix(form, value_field)
+
+    @property
+    def training_pairs(self) -> tuple[Tensor, Tensor]:
+        """User and item ids of every training row, ``[M]`` each."""
+        train = self.sequences.mark == TRAIN
+        return self.sequences.user[train], self.sequences.item[train]
+
+    # ---- vectors ---------------------------------------------------------------------------------------------------
+
+    def item_vectors(self) -> Tensor:
+        """Text vectors by item id, ``[N, D]`` float32, row 0 zero.
+
+        Raises: DataError if there is no file, or if it lacks items.
+        """
+        path = self._vector_file("item_embeddings", "itemvec")
+        tokens = self.field2id_token[self.iid_field][1:]
+        table = EmbeddingTable.load(path)
+        missing = ~table.has(tokens)
+        if missing.any():
+            raise DataError(
+                f"{path}: no vector for {int(missing.sum())} items, the first is {tokens[missing][0]!r}; "
+                "run the embed and augment stages again"
+            )
+        return torch.from_numpy(np.concatenate([np.zeros((1, table.dim), np.float32), table.lookup(tokens)]))
+
+    def user_profiles(self) -> tuple[Tensor, Tensor]:
+        """Profile vectors by user id ``[U, D]`` float32 and who has one ``[U]`` bool.
+
+        Raises: DataError if there is no file.
+        """
+        table = EmbeddingTable.load(self._vector_file("user_profiles", "uservec"))
+        tokens = self.field2id_token[self.uid_field]
+        return torch.from_numpy(table.lookup(tokens)), torch.from_numpy(table.has(tokens))
+
+    def _vector_file(self, key: str, kind: str) -> Path:
+        named = self.config[key]
+        path = Path(named) if named else Path(self.dataset_path) / f"{self.dataset_name}.{kind}.safetensors"
+        if not path.is_file():
+            raise DataError(f"{path} does not exist: run the stages embed, augment and profile, or set {key}")
+        return path
+
+
+class SequenceLoader:
+    """Training batches of whole sequences, of similar length so that little is padding.
+
+    Rows are shuffled, sorted by length within groups of ``GROUP`` batches, and the batches shuffled again.
+    It offers what RecBole's trainer asks of a loader.
+
+    Args:
+        dataset: a training part made with ``sequence`` or ``masked`` rows.
+        batch_size: rows per batch.
+        seed: of the order of the rows.
+    """
+
+    GROUP = 50
+    shuffle = True
+
+    def __init__(self, dataset: EDTDataset, batch_size: int, seed: int) -> None:
+        self._dataset = self.dataset = dataset
+        self.batch_size = batch_size
+        self.generator = torch.Generator().manual_seed(seed)
+        row = dataset.row
+        self.length = (row - dataset.sequences.first[row]).clamp(max=dataset.max_item_list_len)
+
+    def __len__(self) -> int:
+        return -(-len(self.length) // self.batch_size)
+
+    def __iter__(self) -> Iterator[Interaction]:
+        order = torch.randperm(len(self.length), generator=self.generator)
+        batches: list[Tensor] = []
+        for group in order.split(self.GROUP * self.batch_size):
+            group = group[self.length[group].argsort(stable=True)]
+            batches.extend(group.split(self.batch_size))
+        for index in torch.randperm(len(batches), generator=self.generator).tolist():
+            yield self._dataset[batches[index]]
+
+
+def eval_loader(config: Any, part: EDTDataset) -> FullSortEvalDataLoader:
+    """RecBole's loader for ranking all items, one row per held-out interaction, for every kind of model alike.
+
+    RecBole would group rows by user and mask histories for models without sequences; here all are treated as
+    sequential models are: no masking.
+    """
+    view = copy.copy(config)
+    view.final_config_dict = {**config.final_config_dict, "MODEL_TYPE": ModelType.SEQUENTIAL, "transform": None}
+    return FullSortEvalDataLoader(view, part, None, shuffle=False)

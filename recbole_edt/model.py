@@ -1,0 +1,304 @@
+"""LLM-EDT as a RecBole sequential model: item encoder, shared backbone, one small adapter per domain.
+
+Paper section 3.3 and 3.4.3. In the phase ``pretrain`` everything but the user adapters is trained on the mixed
+sequence (Eq. 8, 9, 13, 14); in the phase ``finetune`` only the user adapters are (Eq. 10-12, 15).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import recbole
+import torch
+from recbole.model.abstract_recommender import SequentialRecommender
+from recbole.utils import InputType, get_model
+from torch import Tensor, nn
+
+from recbole_edt import losses
+from recbole_edt.candidates import DomainSampler
+from recbole_edt.config import read_yaml
+from recbole_edt.dataset import DOMAIN_SEQ, DOMAIN_SEQ_LEN, LAST_WINDOW, TARGET_SEQ
+from recbole_edt.errors import ConfigError
+from recbole_edt.layers import Adapter, AllPositions, ItemEncoder, last_state
+
+# RecBole models whose states are causal and come out at every position (see AllPositions).
+BACKBONES = ("SASRec", "GRU4Rec")
+LOSSES = ("BPR", "BCE", "CE", "SSM")
+REPRESENTATIONS = ("llm", "id", "llm+id")
+
+
+@dataclass(frozen=True)
+class ModelSettings:
+    """What LLM-EDT reads from the configuration; every default is the paper's unless said otherwise."""
+
+    backbone: str = "SASRec"
+    """``SASRec`` or ``GRU4Rec``."""
+    hidden_size: int = 128
+    """Width of states and item vectors; above 0."""
+    item_representation: str = "llm"
+    """``llm`` (adapted text), ``id`` (learnt embedding) or ``llm+id`` (their sum)."""
+    loss_type: str = "BPR"
+    """``BPR``; ``BCE`` (released code); ``CE`` (softmax over the target's domain); ``SSM`` (sampled softmax)."""
+    n_negatives: int = 1
+    """Negatives per position for BPR and BCE; negatives shared by the batch, per domain, for SSM."""
+    alpha: float = 0.7
+    """Weight of the alignment loss, 0 turns profiles off. The paper uses 0.1 to 1.0, 0.7 on Cloth-Sport."""
+    align_temperature: float = 0.2
+    """Temperature of Eq. 13, above 0. The paper gives none."""
+    align_denominator: str = "paper"
+    """``paper`` leaves the positive pair out of the denominator, as printed; ``infonce`` keeps it."""
+    adapter_size: int = 64
+    """Bottleneck of the user adapters of Eq. 10, above 0."""
+    adapter_activation: bool = False
+    """ReLU inside the user adapters (released code)."""
+    adapter_residual: bool = False
+    """Add the adapter's input to its output (released code)."""
+    adapter_dropout: float = 0.0
+    """Dropout inside the user adapters (released code)."""
+
+    @classmethod
+    def read(cls, config: Any) -> ModelSettings:
+        """Take the keys from a RecBole configuration, with defaults for those it lacks.
+
+        Raises: ConfigError listing every value that is out of range.
+        """
+        given = {f.name: config[f.name] for f in fields(cls) if config[f.name] is not None}
+        settings = cls(**given)
+        faults = settings.faults()
+        if faults:
+            raise ConfigError("; ".join(faults))
+        return settings
+
+    def faults(self) -> list[str]:
+        """What is wrong with these values, one sentence each."""
+        found = []
+        for key, allowed in [
+            ("backbone", BACKBONES),
+            ("item_representation", REPRESENTATIONS),
+            ("loss_type", LOSSES),
+            ("align_denominator", ("paper", "infonce")),
+        ]:
+            if getattr(self, key) not in allowed:
+                found.append(f"{key}: {getattr(self, key)!r} is not one of {', '.join(allowed)}")
+        for key in ("hidden_size", "n_negatives", "adapter_size", "align_temperature"):
+            if not getattr(self, key) > 0:
+                found.append(f"{key}: {getattr(self, key)!r} is not above 0")
+        if self.alpha < 0:
+            found.append(f"alpha: {self.alpha!r} is below 0")
+        return found
+
+
+class LLMEDT(SequentialRecommender):
+    """LLM-EDT (SIGIR 2026) on the vectors and profiles that the earlier stages wrote.
+
+    Args:
+        config: a RecBole configuration; the keys are those of ``ModelSettings`` and of the backbone.
+        dataset: the training part of an ``EDTDataset``.
+
+    Raises: ConfigError for values out of range, DataError if vectors are missing.
+    """
+
+    input_type = InputType.PAIRWISE
+
+    def __init__(self, config: Any, dataset: Any) -> None:
+        super().__init__(config, dataset)
+        self.settings = settings = ModelSettings.read(config)
+        self.phase = "pretrain"
+        self.register_buffer("item_domain", dataset.item_domain, persistent=False)  # [N] 0 padding, 1 A, 2 B
+        real = ~dataset.virtual & (dataset.item_domain > 0)
+        # Virtual items may be negatives in training (method), but are never scored.
+        self.pools = [torch.nonzero(dataset.item_domain == d).squeeze(1) for d in (1, 2)]
+        self.scored = [torch.nonzero(real & (dataset.item_domain == d)).squeeze(1) for d in (1, 2)]
+        self.sampler = DomainSampler(self.pools, *dataset.training_pairs, dataset.user_num)
+        text = None if settings.item_representation == "id" else dataset.item_vectors()
+        encoder = ItemEncoder(self.n_items, settings.hidden_size, settings.item_representation, text)
+        self.backbone = build_backbone(settings, config, dataset, encoder)
+        self.user_adapters = nn.ModuleList(self._user_adapter() for _ in range(2))
+        self.profile_adapter: Adapter | None = None
+        if settings.alpha > 0:
+            profiles, has_profile = dataset.user_profiles()
+            self.register_buffer("profiles", profiles, persistent=False)  # [U, D]
+            self.register_buffer("has_profile", has_profile, persistent=False)  # [U]
+            width = profiles.shape[1]
+            self.profile_adapter = Adapter(width, max(1, width // 2), settings.hidden_size)
+
+    def _user_adapter(self) -> Adapter:
+        s = self.settings
+        return Adapter(
+            s.hidden_size,
+            s.adapter_size,
+            s.hidden_size,
+            s.adapter_activation,
+            s.adapter_residual,
+            s.adapter_dropout,
+            zero_start=True,  # fine-tuning starts at the pre-trained scores; the paper gives no initialisation
+        )
+
+    @property
+    def item_embedding(self) -> ItemEncoder:
+        """The item encoder, held by the backbone."""
+        return self.backbone.item_embedding
+
+    # ---- phases --------------------------------------------------------------------------------------------------
+
+    def start_finetuning(self) -> None:
+        """Freeze everything but the two user adapters: no gradient, no dropout (section 3.3.2)."""
+        self.phase = "finetune"
+        self.requires_grad_(False)
+        self.user_adapters.requires_grad_(True)
+
+    def train(self, mode: bool = True) -> LLMEDT:
+        super().train(mode)
+        if self.phase == "finetune":
+            self.backbone.eval()
+        return self
+
+    # ---- training ------------------------------------------------------------------------------------------------
+
+    def calculate_loss(self, interaction: Any) -> tuple[Tensor, ...] | Tensor:
+        """Pre-training: Eq. 9, and alpha times Eq. 13 if profiles are on. Fine-tuning: Eq. 12 of A and of B."""
+        targets = interaction[TARGET_SEQ]
+        counted = targets > 0  # [B, L]
+        target = targets[counted]  # [T]
+        user = interaction[self.USER_ID].unsqueeze(1).expand_as(targets)[counted]
+        domain = self.item_domain[target] - 1  # [T], 0 A and 1 B
+        negative = self._negatives(user, domain)
+        if self.phase == "finetune":
+            vector = self._adapted_states(interaction, counted, domain)
+            return tuple(loss for loss, _ in self._domain_losses(vector, target, domain, negative))
+        with self.item_embedding.shared(interaction[self.ITEM_SEQ], target, negative):
+            states = self.backbone.states(interaction[self.ITEM_SEQ], interaction[self.ITEM_SEQ_LEN])
+            parts = self._domain_losses(states[counted], target, domain, negative)
+        loss = sum(mean * n for mean, n in parts) / max(len(target), 1)
+        if self.profile_adapter is None:
+            return loss
+        return loss, self.settings.alpha * self._alignment(interaction, states)
+
+    def _negatives(self, user: Tensor, domain: Tensor) -> Tensor:
+        """Negatives of the target's domain: ``[T, n]`` of the user's own, or ``[2, n]`` shared by the batch."""
+        n = self.settings.n_negatives
+        if self.settings.loss_type == "CE":
+            return domain.new_zeros(0)
+        if self.settings.loss_type == "SSM":
+            return torch.stack([pool[torch.randint(len(pool), (n,))] for pool in self.pools]).to(domain.device)
+        return self.sampler.draw(user, domain, n)
+
+    def _domain_losses(
+        self, vector: Tensor, target: Tensor, domain: Tensor, negative: Tensor
+    ) -> list[tuple[Tensor, int]]:
+        """Mean loss and number of positions per domain, from user vectors ``[T, H]``."""
+        parts = []
+        for d in (0, 1):
+            mine = torch.nonzero(domain == d).squeeze(1)
+            parts.append((self._loss(d, vector[mine], target[mine], mine, negative), len(mine)))
+        return parts
+
+    def _loss(self, d: int, vector: Tensor, target: Tensor, mine: Tensor, negative: Tensor) -> Tensor:
+        kind = self.settings.loss_type
+        if kind == "CE":
+            pool = self.pools[d].to(target.device)
+            return losses.softmax_cross_entropy(
+                vector, self.item_embedding.weight[pool], torch.searchsorted(pool, target)
+            )
+        positive_score = (vector * self.item_embedding(target)).sum(-1)  # [T]
+        if kind == "SSM":
+            negative_score = vector @ self.item_embedding(negative[d]).T  # [T, n]
+            return losses.sampled_softmax(positive_score, negative_score, target.unsqueeze(1) == negative[d])
+        negative_score = torch.einsum("th,tnh->tn", vector, self.item_embedding(negative[mine]))
+        return (losses.bpr if kind == "BPR" else losses.bce)(positive_score, negative_score)
+
+    def _alignment(self, interaction: Any, states: Tensor) -> Tensor:
+        """Eq. 13 over the users of the batch who have a profile, at the end of their training sequence."""
+        assert self.profile_adapter is not None
+        user = interaction[self.USER_ID]
+        chosen = interaction[LAST_WINDOW].bool() & self.has_profile[user]
+        if int(chosen.sum()) < 2:
+            return states.sum() * 0.0
+        state = last_state(states, interaction[self.ITEM_SEQ_LEN])[chosen]
+        profile = self.profile_adapter(self.profiles[user[chosen]])
+        s = self.settings
+        return losses.alignment_loss(state, profile, s.align_temperature, s.align_denominator)
+
+    def _adapted_states(self, interaction: Any, counted: Tensor, domain: Tensor) -> Tensor:
+        """``u~ + u^d`` for each target (Eq. 10, 11), ``[T, H]``: both from before the target, backbone frozen."""
+        item_seq = interaction[self.ITEM_SEQ]
+        with torch.no_grad():
+            _ = self.item_embedding.weight  # computed once, then looked up
+            vector = self.backbone.states(item_seq, interaction[self.ITEM_SEQ_LEN])[counted]  # [T, H]
+        row = torch.nonzero(counted)[:, 0]
+        for d, adapter in enumerate(self.user_adapters):
+            sequence, length = interaction[DOMAIN_SEQ[d]], interaction[DOMAIN_SEQ_LEN[d]]
+            with torch.no_grad():
+                states = self.backbone.states(sequence, length)
+            # Position in the domain's sequence of its latest item before each target.
+            seen = (self.item_domain[item_seq] == d + 1).cumsum(1)
+            position = (length.unsqueeze(1) - 1 - (seen[:, -1:] - seen))[counted]
+            mine = torch.nonzero((domain == d) & (position >= 0)).squeeze(1)
+            vector = vector.index_add(0, mine, adapter(states[row[mine], position[mine]]))
+        return vector
+
+    # ---- inference -----------------------------------------------------------------------------------------------
+
+    def user_vectors(self, interaction: Any) -> Tensor:
+        """``u~ + u^A`` and ``u~ + u^B`` after the whole sequence (Eq. 11), ``[2, B, H]``.
+
+        A user without history in a domain has ``u^d = 0`` there: the global vector alone.
+        """
+        state = self.backbone(interaction[self.ITEM_SEQ], interaction[self.ITEM_SEQ_LEN])
+        if self.phase == "pretrain":
+            return state.expand(2, -1, -1)
+        vectors = []
+        for d, adapter in enumerate(self.user_adapters):
+            length = interaction[DOMAIN_SEQ_LEN[d]]
+            own = adapter(self.backbone(interaction[DOMAIN_SEQ[d]], length))
+            vectors.append(state + own * (length > 0).unsqueeze(-1))
+        return torch.stack(vectors)
+
+    def full_sort_predict(self, interaction: Any) -> Tensor:
+        """Scores ``[B, N]`` of all real items, each by its own domain's Eq. 11; padding and virtual items get -inf."""
+        vectors, table = self.user_vectors(interaction), self.item_embedding.weight
+        scores = table.new_full((vectors.shape[1], self.n_items), -torch.inf)
+        for vector, items in zip(vectors, self.scored, strict=True):
+            scores[:, items] = vector @ table[items].T
+        return scores
+
+    def predict(self, interaction: Any) -> Tensor:
+        """Score ``[B]`` of each row's own item."""
+        item = interaction[self.ITEM_ID]
+        vectors = self.user_vectors(interaction)
+        own = vectors[self.item_domain[item] - 1, torch.arange(len(item), device=item.device)]
+        return (own * self.item_embedding(item)).sum(-1)
+
+
+class _BackboneConfig:
+    """The configuration a backbone's constructor sees: ours first, then RecBole's defaults for that model."""
+
+    def __init__(self, config: Any, settings: ModelSettings) -> None:
+        path = Path(recbole.__file__).parent / "properties" / "model" / f"{settings.backbone}.yaml"
+        self._defaults = read_yaml(path.read_text(encoding="utf-8"))
+        self._fixed = {"embedding_size": settings.hidden_size, "hidden_size": settings.hidden_size, "loss_type": "CE"}
+        self._config = config
+
+    def __getitem__(self, key: str) -> Any:
+        if key in self._fixed:
+            return self._fixed[key]
+        value = self._config[key]
+        return self._defaults.get(key) if value is None else value
+
+
+def build_backbone(settings: ModelSettings, config: Any, dataset: Any, item_embedding: ItemEncoder) -> nn.Module:
+    """RecBole's own model with states at every position and our item encoder in place of its embedding.
+
+    Raises: ConfigError if the sizes do not fit together.
+    """
+    view = _BackboneConfig(config, settings)
+    heads = view["n_heads"]
+    if heads and settings.hidden_size % heads:
+        raise ConfigError(f"hidden_size: {settings.hidden_size} is not a multiple of n_heads, {heads}")
+    cls = get_model(settings.backbone)
+    backbone = type(settings.backbone, (AllPositions, cls), {})(view, dataset)
+    # After its own initialisation, which would otherwise run over the encoder.
+    backbone.item_embedding = item_embedding
+    return backbone

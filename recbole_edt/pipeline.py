@@ -1,0 +1,499 @@
+"""The stages in their order: prepare, embed, augment, profile, train, compare, recommend.
+
+Each stage reads the files of those before it and writes its own, with a manifest; one whose inputs and settings
+have not changed does nothing. Runs live under ``runs/DATASET-HASH/``, where the hash stands for the split, the
+candidates and the seed, so that everything in one folder can be compared.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+import yaml
+from recbole.data import create_samplers
+from recbole.data.utils import get_dataloader
+from recbole.trainer import trainer as recbole_trainer
+from recbole.utils import ModelType, get_model, init_seed
+
+import recbole_edt
+from recbole_edt import atomic, augment, embeddings, profiles, raw, report, split
+from recbole_edt.baselines import SEQUENCE_ROWS, sequence_trained
+from recbole_edt.candidates import CandidateTable
+from recbole_edt.config import RUN_DEFAULTS, Settings, model_values, read_file, recbole_config
+from recbole_edt.dataset import EDTDataset, SequenceLoader, eval_loader
+from recbole_edt.errors import DataError
+from recbole_edt.evaluation import RankCollector, RankEvaluator, read_ranks, standard_groups, write_ranks
+from recbole_edt.files import (
+    is_current,
+    library_versions,
+    read_json,
+    sha256_of,
+    write_json,
+    write_manifest,
+    write_safely,
+    write_text,
+)
+from recbole_edt.model import LLMEDT
+from recbole_edt.recommend import load as load_run
+from recbole_edt.trainer import trainer_class
+
+Say = Callable[[str], None]
+
+# ---- files to augmented files ------------------------------------------------------------------------------------
+
+
+def prepare(settings: Settings, say: Say) -> None:
+    """Two-domain atomic files from a known source, or a check of the user's own."""
+    source, folder, name = settings.prepare.source, settings.folder, settings.dataset
+    outputs = [folder / f"{name}.inter", folder / f"{name}.item"]
+    if source is not None and not is_current(folder / "prepare.json", raw.source_hash(source), outputs):
+        raw.READERS[source](folder, name)
+    say(f"{name}: {_listed(raw.card(read(settings)))}")
+
+
+def read(settings: Settings) -> atomic.TwoDomainData:
+    """The raw data set, with its k-core and domain order applied."""
+    return atomic.read(settings.folder, settings.dataset, settings.domains, settings.k_core)
+
+
+def embed(settings: Settings, say: Say) -> None:
+    """One vector per distinct item text."""
+    data = read(settings)
+    path = _vectors(settings)
+    embedder = embeddings.EMBEDDERS[settings.embed.embedder]
+    texts = embeddings.item_text(data.item_fields)
+    inputs = sha256_of(list(data.items), texts, embedder.name, embeddings.TEXT_TEMPLATE_VERSION)
+    manifest = settings.folder / "embed.json"
+    if not is_current(manifest, inputs, [path]):
+        table = embeddings.embed_items(data, embedder(), path)
+        write_manifest(manifest, "embed", inputs, asdict(settings.embed), table.meta, [path])
+    meta = embeddings.EmbeddingTable.load(path).meta
+    policy = {"zero": "zero vectors", "drop": "dropped"}[settings.embed.missing_text]
+    say(
+        f"embedded {meta['n']} items, {meta['n_distinct_texts']} distinct texts, with {meta['model']}; "
+        f"{meta['n_without_text']} without text ({policy})"
+    )
+
+
+def augment_data(settings: Settings, say: Say) -> None:
+    """Generated items of the other domain, filtered and inserted: the augmented atomic files and their vectors."""
+    data = _with_text(settings)
+    table = embeddings.EmbeddingTable.load(_vectors(settings))
+    folder, name = _augmented_folder(settings), settings.augmented
+    outputs = [folder / f"{name}.inter", folder / f"{name}.item", _item_vectors(settings)]
+    inputs = sha256_of(_content_hash(data), _vectors(settings), asdict(settings.augment), recbole_edt.__version__)
+    manifest = folder / "augment.json"
+    if not is_current(manifest, inputs, outputs):
+        augmented, counts = augment.augment(data, table, settings.augment)
+        atomic.write(augmented, folder, name)
+        _save_vectors(augmented, table, settings)
+        write_manifest(manifest, "augment", inputs, asdict(settings.augment), counts, outputs)
+    say(f"augmented: {_listed(read_json(manifest)['counts'])}")
+
+
+def profile(settings: Settings, say: Say) -> None:
+    """A text per user from the augmented training rows, and its vector."""
+    folder, name = _augmented_folder(settings), settings.augmented
+    path, users = folder / f"{name}.uservec.safetensors", folder / f"{name}.user"
+    data = _read_augmented(settings)
+    table = embeddings.EmbeddingTable.load(_item_vectors(settings))
+    inputs = sha256_of(
+        _content_hash(data), _item_vectors(settings), asdict(settings.profile), recbole_edt.__version__
+    )
+    manifest = folder / "profile.json"
+    if not is_current(manifest, inputs, [path, users]):
+        texts, has_profile = profiles.profile_users(split.training_rows(data), table, settings.profile)
+        profiles.write_user_file(data.users, texts, users)
+        embedder = embeddings.EMBEDDERS[settings.embed.embedder]()
+        profiles.embed_profiles(data.users, texts, has_profile, embedder, path)
+        counts = {"users": len(texts), "profiles": int(has_profile.sum())}
+        write_manifest(manifest, "profile", inputs, asdict(settings.profile), counts, [path, users])
+    counts = read_json(manifest)["counts"]
+    say(f"profiles: {counts['profiles']} of {counts['users']} users")
+
+
+def _with_text(settings: Settings) -> atomic.TwoDomainData:
+    data = read(settings)
+    if settings.embed.missing_text == "zero":
+        return data
+    without = np.array([not text for text in embeddings.item_text(data.item_fields)])
+    return atomic.drop_items(data, without) if without.any() else data
+
+
+def _read_augmented(settings: Settings) -> atomic.TwoDomainData:
+    path = _augmented_folder(settings) / f"{settings.augmented}.inter"
+    if not path.is_file():
+        raise DataError(f"{path} does not exist: run the stage augment first (--dataset={settings.dataset})")
+    return atomic.read(path.parent, settings.augmented, settings.domains)
+
+
+def _save_vectors(data: atomic.TwoDomainData, table: embeddings.EmbeddingTable, settings: Settings) -> None:
+    """The vectors of the augmented catalogue: those we have, and new ones for virtual items."""
+    path = _item_vectors(settings)
+    if not data.virtual.any():
+        kept = dataclasses.replace(table, tokens=data.items, rows=table.rows[table.find(data.items)])
+        kept.save(path)
+        return
+    embeddings.embed_items(data, embeddings.EMBEDDERS[settings.embed.embedder](), path)
+
+
+def _content_hash(data: atomic.TwoDomainData) -> str:
+    return sha256_of(
+        list(data.users[data.user]),
+        list(data.items),
+        data.item,
+        data.time,
+        data.generated,
+        data.item_domain,
+        data.item_fields.to_dict("list"),
+        list(data.domains),
+    )
+
+
+def _vectors(settings: Settings) -> Path:
+    return settings.folder / f"{settings.dataset}.itemvec.safetensors"
+
+
+def _augmented_folder(settings: Settings) -> Path:
+    return settings.data_path / settings.augmented
+
+
+def _item_vectors(settings: Settings) -> Path:
+    return _augmented_folder(settings) / f"{settings.augmented}.itemvec.safetensors"
+
+
+def _listed(counts: Mapping[str, Any]) -> str:
+    shown = {key: f"{value:.3f}" if isinstance(value, float) else value for key, value in counts.items()}
+    return ", ".join(f"{key} {value}" for key, value in shown.items())
+
+
+# ---- one model ---------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """What every model of one comparison shares: the data, the split, the candidates, and the folder."""
+
+    settings: Settings
+    folder: Path
+    dataset: EDTDataset
+    """Loaded, not yet split; each model gets its own view of it."""
+    split_hash: str
+    candidates: dict[str, CandidateTable]
+    """Drawn candidates of the parts ``validation`` and ``test``; empty unless they are sampled."""
+
+    @property
+    def candidates_hash(self) -> str:
+        return sha256_of(*(table.hash for table in self.candidates.values())) if self.candidates else ""
+
+
+def open_experiment(settings: Settings) -> Experiment:
+    """Load the augmented data set, fix split and candidates, and name the run directory after them."""
+    data = _read_augmented(settings)
+    split_hash = split.split_hash(data, split.leave_one_out(data))
+    seed = int(settings.recbole.get("seed", RUN_DEFAULTS["seed"]))
+    folder = settings.runs_path / f"{settings.dataset}-{sha256_of(split_hash, settings.candidates, seed)[:8]}"
+    dataset = EDTDataset(recbole_config(settings, "LLMEDT", settings.augmented, folder))
+    dataset._change_feat_format()
+    candidates = draw_candidates(dataset, settings.candidates, seed)
+    for part, table in candidates.items():
+        table.save(folder / f"candidates-{part}.npy")
+    return Experiment(settings, folder, dataset, split_hash, candidates)
+
+
+def draw_candidates(dataset: EDTDataset, candidates: str, seed: int) -> dict[str, CandidateTable]:
+    """For ``sampled-N``: N negatives of each target's domain, outside all the user's interactions, per part."""
+    if not candidates.startswith("sampled-"):
+        return {}
+    n = int(candidates.partition("-")[2])
+    rows = dataset.sequences.raw(dataset.item_domain)
+    real = ~dataset.virtual
+    pools = [torch.nonzero(real & (dataset.item_domain == d)).squeeze(1).numpy() for d in (1, 2)]
+    tables = {}
+    for part, mark in (("validation", split.VALID), ("test", split.TEST)):
+        user, target = rows.user[rows.mark == mark], rows.item[rows.mark == mark]
+        domain = dataset.item_domain[target] - 1
+        history = rows.user.numpy(), rows.item.numpy()
+        tables[part] = CandidateTable.build(user.numpy(), domain.numpy(), pools, *history, n, seed)
+    return tables
+
+
+def run_directory(experiment: Experiment, name: str) -> Path:
+    """A model's folder, named after everything its result depends on."""
+    settings = experiment.settings
+    config = recbole_config(settings, name, settings.augmented, experiment.folder)
+    artefacts = _artefacts_hash(settings, config)
+    key = sha256_of(resolved_config(config), experiment.split_hash, artefacts, recbole_edt.__version__)
+    return experiment.folder / f"{name}-{key[:8]}"
+
+
+def train_model(experiment: Experiment, name: str) -> report.ModelResult:
+    """Train, or resume, or just read one model; its ranks on the test targets.
+
+    A model's folder holds ``config.yaml``, ``epochs.csv``, ``best.pth``, ``log.txt``, ``ranks.csv`` and, once all
+    is done, ``result.json``.
+    """
+    run_dir = run_directory(experiment, name)
+    if not (run_dir / "result.json").is_file():
+        config = recbole_config(experiment.settings, name, experiment.settings.augmented, run_dir)
+        write_text(run_dir / "config.yaml", yaml.safe_dump(resolved_config(config), allow_unicode=True))
+        _run(experiment, config, name, run_dir)
+    return read_result(run_dir)
+
+
+def _artefacts_hash(settings: Settings, config: Any) -> str:
+    """What a model depends on beyond its settings and the raw rows."""
+    folder = _augmented_folder(settings)
+    ends = ("inter", "item", "itemvec.safetensors", "uservec.safetensors")
+    files = [folder / f"{settings.augmented}.{end}" for end in ends]
+    return sha256_of(*(file for file in files if file.is_file())) if _sees_generated(config) else ""
+
+
+def _sees_generated(config: Any) -> bool:
+    chosen = config["use_generated"]
+    return config["model"] == "LLMEDT" if chosen is None else bool(chosen)
+
+
+def resolved_config(config: Any) -> dict[str, Any]:
+    """Every setting of a run as plain values, without paths and the machine's device."""
+    hidden = {"data_path", "checkpoint_dir", "device", "gpu_id", "use_gpu", "state", "show_progress"}
+    plain = {key: value for key, value in config.final_config_dict.items() if key not in hidden}
+    return json.loads(json.dumps(plain, default=lambda value: getattr(value, "name", str(value)), sort_keys=True))
+
+
+def _run(experiment: Experiment, config: Any, name: str, run_dir: Path) -> None:
+    init_seed(config["seed"], config["reproducibility"])
+    train_data, valid_data, test_data, cls = loaders(experiment, config, name)
+    model = cls(config, train_data._dataset).to(config["device"])
+    trainer = make_trainer(experiment, config, model, run_dir, train_data._dataset)
+    start = time.perf_counter()
+    with _log_to(run_dir / "log.txt"):
+        trainer.fit(train_data, valid_data)
+        test = trainer.evaluate(test_data, load_best_model=True)
+    ranks = trainer.evaluator.ranks
+    tokens = experiment.dataset.field2id_token
+    users, items = tokens[experiment.dataset.uid_field], tokens[experiment.dataset.iid_field]
+    ranks = ranks.assign(**_groups(experiment, ranks))
+    ranks.attrs = {**trainer.evaluator.ranks.attrs, "split_hash": experiment.split_hash}
+    write_ranks(ranks, run_dir / "ranks.csv", users, items)
+    result = {
+        "model": name,
+        "dataset": experiment.settings.augmented,
+        "data_path": str(experiment.settings.data_path),
+        "domains": experiment.dataset.domain_names,
+        "settings": model_values(experiment.settings, name),
+        "rows": train_data._dataset.training,
+        "sees_generated": _sees_generated(config),
+        "phases": trainer.phases,
+        "seconds": time.perf_counter() - start,
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "targets_per_epoch": _n_targets(train_data._dataset),
+        "best_valid": dict(trainer.best_valid_result or {}),
+        "valid_metric": trainer.valid_metric,
+        "test": dict(test),
+        "split_hash": experiment.split_hash,
+        "candidates": experiment.settings.candidates,
+        "candidates_hash": experiment.candidates_hash,
+        "versions": library_versions(),
+    }
+    write_json(run_dir / "result.json", result)
+    for leftover in ("last.pth", "best.pth.pretrain"):
+        (run_dir / leftover).unlink(missing_ok=True)
+
+
+def loaders(experiment: Experiment, config: Any, name: str) -> tuple[Any, Any, Any, type]:
+    """Loaders of the three parts, and the model's class, for the rows that this model trains on."""
+    by_sequence = name == "LLMEDT" or (config["training"] == "sequence" and name in SEQUENCE_ROWS)
+    if by_sequence:
+        rows = SEQUENCE_ROWS.get(name, "sequence")
+    else:
+        rows = "prefix" if config["MODEL_TYPE"] == ModelType.SEQUENTIAL else "pairs"
+    train, valid, test = experiment.dataset.for_model(config).parts(_sees_generated(config), rows)
+    if by_sequence:
+        train_data: Any = SequenceLoader(train, config["train_batch_size"], config["seed"])
+        cls = LLMEDT if name == "LLMEDT" else sequence_trained(name)
+    else:
+        sampler = create_samplers(config, train, [train, valid, test])[0]
+        train_data = get_dataloader(config, "train")(config, train, sampler, shuffle=config["shuffle"])
+        cls = get_model(name)
+    return train_data, eval_loader(config, valid), eval_loader(config, test), cls
+
+
+def make_trainer(experiment: Experiment, config: Any, model: Any, run_dir: Path, part: EDTDataset) -> Any:
+    """The model's trainer, writing into ``run_dir`` and ranking by our rules."""
+    with _tensorboard_in(run_dir):
+        trainer = trainer_class(config["MODEL_TYPE"], config["model"])(config, model)
+    trainer.run_dir, trainer.saved_model_file = run_dir, str(run_dir / "best.pth")
+    device = config["device"]
+    trainer.collectors = {
+        phase: RankCollector(
+            part.item_domain.to(device),
+            ~part.virtual.to(device) & (part.item_domain > 0).to(device),
+            "sampled" if experiment.candidates else experiment.settings.candidates,
+            experiment.candidates.get(phase),
+            part.domain_names,
+            part.uid_field,
+            config["model"],
+        )
+        for phase in ("validation", "test")
+    }
+    trainer.evaluator = RankEvaluator(config["topk"])
+    return trainer
+
+
+def _n_targets(part: EDTDataset) -> int:
+    """Distinct training targets that one epoch covers."""
+    train = part.sequences.mark == split.TRAIN
+    first = part.sequences.first == torch.arange(len(train))
+    return int((train & ~first).sum() if part.training in ("sequence", "prefix") else train.sum())
+
+
+def _groups(experiment: Experiment, ranks: pd.DataFrame) -> dict[str, Any]:
+    """Labels of each test row for the report's groups, from raw training rows."""
+    dataset = experiment.dataset
+    rows = dataset.sequences.raw(dataset.item_domain)
+    train = rows.mark == split.TRAIN
+    real = (~dataset.virtual).numpy() & (dataset.item_domain > 0).numpy()
+    return standard_groups(
+        ranks, rows.user[train].numpy(), rows.item[train].numpy(), dataset.item_domain.numpy(), real
+    )
+
+
+@contextmanager
+def _log_to(path: Path) -> Iterator[None]:
+    """RecBole logs to the root logger: into the run directory, and not to the screen."""
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    file = logging.FileHandler(path, encoding="utf-8")
+    file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    root.handlers, root.level = [file], logging.INFO
+    try:
+        yield
+    finally:
+        root.handlers, root.level = handlers, level
+        file.close()
+
+
+@contextmanager
+def _tensorboard_in(run_dir: Path) -> Iterator[None]:
+    """RecBole's trainer opens its TensorBoard files in the working directory; ours go to the run's."""
+    from torch.utils.tensorboard import SummaryWriter
+
+    original = recbole_trainer.get_tensorboard
+    recbole_trainer.get_tensorboard = lambda logger: SummaryWriter(str(run_dir / "tensorboard"))
+    try:
+        yield
+    finally:
+        recbole_trainer.get_tensorboard = original
+
+
+def read_result(run_dir: Path) -> report.ModelResult:
+    """A finished run from its folder."""
+    result = read_json(run_dir / "result.json")
+    path = run_dir / "epochs.csv"
+    epochs = pd.read_csv(path) if path.is_file() else None
+    capped = any(phase["ended_by"] == "epoch cap" for phase in result["phases"])
+    metric = result["valid_metric"]
+    best = None
+    if epochs is not None and metric in epochs:
+        best = len(epochs) - int(epochs[metric].to_numpy()[::-1].argmax())  # of equals the last, as RecBole
+    return report.ModelResult(
+        name=result["model"],
+        ranks=read_ranks(run_dir / "ranks.csv"),
+        epochs=epochs,
+        status=report.EPOCH_CAP if capped else report.EARLY_STOPPING,
+        best_epoch=best,
+        seconds=result["seconds"],
+        n_parameters=result["parameters"],
+        note=f"{result['targets_per_epoch']} targets per epoch",
+    )
+
+
+# ---- the stages that train ---------------------------------------------------------------------------------------
+
+
+def train(settings: Settings, say: Say) -> None:
+    """Train the model named by ``model`` and print its metrics."""
+    experiment = open_experiment(settings)
+    result = train_model(experiment, settings.model)
+    report.print_table([result], f"{settings.dataset}, test targets", offline_note(settings))
+    say(f"run directory: {run_directory(experiment, settings.model)}")
+
+
+def compare(settings: Settings, say: Say) -> None:
+    """Train all of ``models`` and report on them."""
+    experiment = open_experiment(settings)
+    results = [train_model(experiment, name) for name in settings.models]
+    title, note = f"{settings.dataset}, test targets", offline_note(settings)
+    report.print_table(results, title, note)
+    folder = experiment.folder
+    report.write_metrics(results, folder)
+    report.plot_curves(results, folder / "curves.png")
+    text = report.markdown_report(
+        results,
+        title,
+        note,
+        reference="LLMEDT" if "LLMEDT" in settings.models else None,
+        settings={name: read_file(run_directory(experiment, name) / "config.yaml") for name in settings.models},
+        versions=library_versions(),
+        reproduce=f"python run_edt.py --dataset={settings.dataset}",
+        figure="curves.png",
+    )
+    write_text(folder / "report.md", text)
+    shared = {"split_hash": experiment.split_hash, "candidates": settings.candidates}
+    write_json(folder / "comparison.json", {**shared, "models": settings.models, "versions": library_versions()})
+    say(f"report: {folder / 'report.md'}")
+
+
+def recommend(settings: Settings, say: Say) -> None:
+    """Top items of each domain for every user, from the trained run of ``model``."""
+    experiment = open_experiment(settings)
+    run_dir = run_directory(experiment, settings.model)
+    if not (run_dir / "result.json").is_file():
+        raise DataError(
+            f"{run_dir} has no finished run of {settings.model} with these settings: run the stage train first"
+        )
+    options = settings.recommend
+    path = run_dir / "recommendations.csv"
+    n_users = 0
+    with write_safely(path) as temporary, open(temporary, "w", encoding="utf-8", newline="") as file:
+        for frame in load_run(run_dir).all_users(options.k, options.seen):
+            frame.to_csv(file, index=False, header=n_users == 0)
+            n_users += frame["user"].nunique()
+    say(f"recommendations for {n_users} users: {path}")
+
+
+def offline_note(settings: Settings) -> str:
+    """Which parts ran without a language model."""
+    return (
+        f"offline: no LLM was called; items proposed by {settings.augment.generator} co-occurrence, "
+        f"profiles by {settings.profile.generator} clusters, texts embedded by {settings.embed.embedder}"
+    )
+
+
+STAGES: dict[str, Callable[[Settings, Say], Any]] = {
+    "prepare": prepare,
+    "embed": embed,
+    "augment": augment_data,
+    "profile": profile,
+    "train": train,
+    "compare": compare,
+    "recommend": recommend,
+}
+
+
+def run_all(settings: Settings, last: str, say: Say) -> None:
+    """The stages up to profile, and then ``last``: ``train`` or ``compare``."""
+    for stage in ("prepare", "embed", "augment", "profile", last):
+        STAGES[stage](settings, say)

@@ -1,0 +1,251 @@
+"""RecBole's trainer with exact resume and a log per epoch, and LLM-EDT's two phases on top of it.
+
+A run that is killed continues from the start of the epoch it was in, random state included, and ends with the
+same weights, bit for bit on a CPU.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from recbole.trainer import Trainer
+from recbole.utils import get_trainer
+from tqdm import tqdm
+
+from recbole_edt.errors import ConfigError, DataError
+from recbole_edt.files import write_safely, write_text
+
+
+@dataclass(frozen=True)
+class PhaseConfig:
+    """Fine-tuning's own settings; pre-training uses RecBole's ``learning_rate``, ``epochs``, ``stopping_step``."""
+
+    finetune_learning_rate: float = 1e-5
+    """Adam's learning rate for the user adapters, above 0. Paper: 1e-5; released scripts: 1e-4."""
+    finetune_epochs: int = 100
+    """Most epochs of fine-tuning; 0 leaves the phase out (table 3, w/o DFT)."""
+    finetune_stopping_step: int = 20
+    """Validations without a new best before fine-tuning stops."""
+
+    @classmethod
+    def read(cls, config: Any) -> PhaseConfig:
+        """Take the keys from a RecBole configuration, with defaults for those it lacks.
+
+        Raises: ConfigError listing every value that is out of range.
+        """
+        phase = cls(**{f.name: config[f.name] for f in fields(cls) if config[f.name] is not None})
+        faults = []
+        if not phase.finetune_learning_rate > 0:
+            faults.append(f"finetune_learning_rate: {phase.finetune_learning_rate!r} is not above 0")
+        for key in ("finetune_epochs", "finetune_stopping_step"):
+            value = getattr(phase, key)
+            if not isinstance(value, int) or value < 0:
+                faults.append(f"{key}: {value!r} is not a whole number of at least 0")
+        if faults:
+            raise ConfigError("; ".join(faults))
+        return phase
+
+
+def random_state() -> dict[str, Any]:
+    """State of every global generator that training draws from, as plain values."""
+    kind, keys, position, has_gauss, cached = np.random.get_state()
+    version, words, gauss = random.getstate()
+    state = {
+        "torch": torch.get_rng_state(),
+        "numpy": [kind, torch.from_numpy(np.asarray(keys).astype(np.int64)), position, has_gauss, cached],
+        "python": [version, list(words), gauss],
+    }
+    if torch.cuda.is_available():
+        state["cuda"] = torch.cuda.get_rng_state_all()
+    return state
+
+
+def set_random_state(state: dict[str, Any]) -> None:
+    """Go on drawing where ``random_state`` was taken."""
+    torch.set_rng_state(state["torch"].cpu())
+    kind, keys, position, has_gauss, cached = state["numpy"]
+    np.random.set_state((kind, keys.numpy().astype(np.uint32), position, has_gauss, cached))
+    version, words, gauss = state["python"]
+    random.setstate((version, tuple(words), gauss))
+    if "cuda" in state and torch.cuda.is_available():
+        torch.cuda.set_rng_state_all([one.cpu() for one in state["cuda"]])
+
+
+class ResumableTraining:
+    """First base of any RecBole trainer: saves its state at each epoch's start, logs each epoch, shows one bar.
+
+    Set ``run_dir`` before ``fit`` to get ``last.pth`` (for resume) and ``epochs.csv``; without it (RecBole's own
+    runner) nothing is written but RecBole's checkpoint. ``collectors`` holds one collector per part
+    (``validation``, ``test``) instead of RecBole's.
+    """
+
+    run_dir: Path | None = None
+    collectors: dict[str, Any] | None = None
+    phase = "train"
+
+    def __init__(self: Any, config: Any, model: Any) -> None:
+        super().__init__(config, model)
+        self.epoch_log: list[dict[str, Any]] = []
+        self.phases: list[dict[str, str]] = []
+        self.bar: Any = None
+
+    def fit(self: Any, train_data: Any, valid_data: Any = None, *args: Any, **kwargs: Any) -> Any:
+        """RecBole's ``fit``; continues from ``last.pth`` if the run directory has one."""
+        state = self._saved_state()
+        if state is not None and state["phase"] == self.phase:
+            self._restore(state, train_data)
+        title = f"{self.config['model']} {self.phase}"
+        quiet = True if self.run_dir is None else None  # None: no bar unless in a terminal
+        with tqdm(total=self.epochs, initial=self.start_epoch, desc=title, leave=False, disable=quiet) as self.bar:
+            result = super().fit(train_data, valid_data, *args, **kwargs)
+        ended_by = "early stopping" if self.cur_step > self.stopping_step else "epoch cap"
+        self.phases.append({"phase": self.phase, "ended_by": ended_by})
+        return result
+
+    def _train_epoch(self: Any, train_data: Any, epoch_idx: int, *args: Any, **kwargs: Any) -> Any:
+        if self.run_dir is not None:
+            self._save_state(train_data, epoch_idx)
+        start = time.perf_counter()
+        losses = super()._train_epoch(train_data, epoch_idx, *args, **kwargs)
+        total = sum(losses) if isinstance(losses, tuple) else losses
+        row = {"phase": self.phase, "epoch": epoch_idx, "train_loss": total / max(len(train_data), 1)}
+        self._epoch = {**row, "train_seconds": time.perf_counter() - start}
+        return losses
+
+    def _valid_epoch(self: Any, *args: Any, **kwargs: Any) -> Any:
+        score, result = super()._valid_epoch(*args, **kwargs)
+        self.epoch_log.append({**self._epoch, **result})
+        if self.run_dir is not None:
+            write_text(self.run_dir / "epochs.csv", pd.DataFrame(self.epoch_log).to_csv(index=False))
+        self.bar.update()
+        best = max(float(self.best_valid_score), float(score))
+        self.bar.set_postfix({self.valid_metric: f"{score:.4f}", "best": f"{best:.4f}"})
+        return score, result
+
+    def evaluate(self: Any, eval_data: Any, *args: Any, **kwargs: Any) -> Any:
+        """RecBole's ``evaluate``, with the part's own collector if there is one."""
+        if self.collectors is not None and eval_data:
+            self.eval_collector = self.collectors[eval_data._dataset.phase]
+        return super().evaluate(eval_data, *args, **kwargs)
+
+    # ---- resume --------------------------------------------------------------------------------------------------
+
+    def _save_state(self: Any, train_data: Any, epoch: int) -> None:
+        generator = getattr(train_data, "generator", None)
+        state = {
+            "phase": self.phase,
+            "epoch": epoch,
+            "cur_step": self.cur_step,
+            "best_valid_score": float(self.best_valid_score),
+            "best_valid_result": dict(self.best_valid_result or {}),
+            "epoch_log": self.epoch_log,
+            "phases": self.phases,
+            "state_dict": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "random": random_state(),
+            "generator": None if generator is None else generator.get_state(),
+        }
+        with write_safely(self.run_dir / "last.pth") as temporary:
+            with open(temporary, "wb") as file:  # a full disk is then an OSError
+                torch.save(state, file)
+
+    def _saved_state(self: Any) -> dict[str, Any] | None:
+        path = None if self.run_dir is None else self.run_dir / "last.pth"
+        if path is None or not path.is_file():
+            return None
+        return load_checkpoint(path, self.device)
+
+    def _restore(self: Any, state: dict[str, Any], train_data: Any) -> None:
+        self.start_epoch, self.cur_step = state["epoch"], state["cur_step"]
+        self.best_valid_score = state["best_valid_score"]
+        self.best_valid_result = state["best_valid_result"] or None
+        self.epoch_log, self.phases = state["epoch_log"], state["phases"]
+        self.model.load_state_dict(state["state_dict"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        if state["generator"] is not None:
+            train_data.generator.set_state(state["generator"].cpu())
+        set_random_state(state["random"])
+
+
+def load_checkpoint(path: Path, device: Any = "cpu") -> dict[str, Any]:
+    """Read a checkpoint without unpickling anything but tensors and plain values.
+
+    Raises: DataError if the file is damaged or holds anything else.
+    """
+    try:
+        return torch.load(path, map_location=device, weights_only=True)
+    except Exception as error:  # torch raises several kinds for a damaged file
+        raise DataError(f"{path} is not a readable checkpoint ({error}); delete it to train anew") from None
+
+
+def resumable(trainer: type) -> type:
+    """A RecBole trainer class with exact resume, under its own name."""
+    return type(trainer.__name__, (ResumableTraining, trainer), {})
+
+
+def trainer_class(model_type: Any, name: str) -> type:
+    """LLM-EDT's trainer, or RecBole's for ``name`` with exact resume."""
+    return LLMEDTTrainer if name == "LLMEDT" else resumable(get_trainer(model_type, name))
+
+
+class LLMEDTTrainer(ResumableTraining, Trainer):
+    """Pre-trains, loads the best weights, freezes them, and fine-tunes the user adapters (section 3.5)."""
+
+    phase = "pretrain"
+
+    def __init__(self, config: Any, model: Any) -> None:
+        self.phase_config = PhaseConfig.read(config)
+        super().__init__(config, model)
+
+    def fit(
+        self,
+        train_data: Any,
+        valid_data: Any = None,
+        verbose: bool = True,
+        saved: bool = True,
+        show_progress: bool = False,
+        callback_fn: Any = None,
+    ) -> tuple[float, Any]:
+        """Both phases; RecBole's signature and result. The checkpoint kept is the best of the last phase.
+
+        Fine-tuning starts at the pre-trained scores, and its checkpoint is replaced only by a better one.
+        """
+        final, pretrained = self.saved_model_file, f"{self.saved_model_file}.pretrain"
+        state = self._saved_state()
+        if state is None or state["phase"] == "pretrain":
+            self.saved_model_file = pretrained
+            super().fit(train_data, valid_data, verbose, True, show_progress, callback_fn)
+        self.saved_model_file = final
+        self._load_pretrained(pretrained)
+        if saved and (state is None or state["phase"] == "pretrain"):
+            self._save_checkpoint(-1, verbose=verbose)
+        if self.phase_config.finetune_epochs == 0:
+            return self.best_valid_score, self.best_valid_result
+        self._start_finetuning()
+        return super().fit(train_data, valid_data, verbose, saved, show_progress, callback_fn)
+
+    def _load_pretrained(self, path: str) -> None:
+        if not Path(path).is_file():
+            raise DataError(f"{path} does not exist: the pre-trained weights are lost; delete last.pth to train anew")
+        checkpoint = load_checkpoint(Path(path), self.device)
+        self.model.load_state_dict(checkpoint["state_dict"])
+        self.best_valid_score = checkpoint["best_valid_score"]
+
+    def _start_finetuning(self) -> None:
+        """A new phase: fine-tuning must beat the pre-trained scores, which it starts from, to replace them."""
+        self.phase = "finetune"
+        self.model.start_finetuning()
+        self.epochs = self.phase_config.finetune_epochs
+        self.stopping_step = self.phase_config.finetune_stopping_step
+        self.start_epoch = self.cur_step = 0
+        self.optimizer = self._build_optimizer(
+            params=self.model.user_adapters.parameters(),
+            learning_rate=self.phase_config.finetune_learning_rate,
+        )

@@ -1,0 +1,63 @@
+"""A small two-domain data set, made anew for every test run, and what several test files need."""
+
+from __future__ import annotations
+
+import os
+
+# Before torch loads: threads that wait by spinning slow down everything else on the machine.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+os.environ.setdefault("GOMP_SPINCOUNT", "0")
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+WORDS = {
+    "food": ["tea", "honey", "coffee", "pasta", "rice", "olive", "pepper", "sugar", "bean", "soup"],
+    "kitchen": ["pan", "knife", "kettle", "bowl", "spoon", "grater", "oven", "mug", "plate", "whisk"],
+}
+
+
+def write_tiny(folder: Path, name: str, n_users: int = 40, n_items: int = 30, seed: int = 0) -> Path:
+    """Atomic files of two domains in ``folder/name``: every user walks through items in both; ties in time."""
+    rng = np.random.default_rng(seed)
+    place = folder / name
+    place.mkdir(parents=True, exist_ok=True)
+    items = [
+        (f"{domain[0]}{i}", domain, f"{WORDS[domain][i % 10]} {WORDS[domain][(i * 7 + 3) % 10]} no {i}")
+        for domain in WORDS
+        for i in range(n_items // 2)
+    ]
+    lines = ["item_id:token\tdomain:token\ttitle:token_seq", *("\t".join(item) for item in items)]
+    (place / f"{name}.item").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    rows = ["user_id:token\titem_id:token\ttimestamp:float"]
+    for user in range(n_users):
+        start = rng.integers(n_items)
+        for step in range(int(rng.integers(3, 14))):
+            item = items[(start + step * 5 + rng.integers(2)) % n_items][0]
+            rows.append(f"u{user}\t{item}\t{1_000_000_000 + step // 2}")
+    (place / f"{name}.inter").write_text("\n".join(rows) + "\n", encoding="utf-8")
+    return place
+
+
+@pytest.fixture
+def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty working directory with the data set ``tiny`` under ``atomic_files/``."""
+    monkeypatch.chdir(tmp_path)
+    write_tiny(tmp_path / "atomic_files", "tiny")
+    return tmp_path
+
+
+# Settings under which a run on the tiny data set takes a second or two.
+QUICK = {
+    "epochs": 2,
+    "finetune_epochs": 2,
+    "hidden_size": 16,
+    "inner_size": 16,
+    "n_heads": 2,
+    "MAX_ITEM_LIST_LENGTH": 8,
+    "train_batch_size": 16,
+    "augment.n_clusters": 3,
+    "profile.n_clusters": 3,
+}

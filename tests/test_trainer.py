@@ -1,0 +1,146 @@
+"""Two phases, plain checkpoints, and resume that continues bit for bit."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import QUICK
+
+from recbole_edt import config, pipeline
+from recbole_edt.errors import ConfigError, DataError
+from recbole_edt.trainer import PhaseConfig, load_checkpoint, random_state, set_random_state
+
+
+@pytest.fixture
+def run(workplace):
+    """A function that makes a model's trainer on the tiny data set, in a folder of its own."""
+
+    def settings(keys: dict):
+        return config.load("tiny", [], {**QUICK, "epochs": 3, "finetune_epochs": 3, **keys})
+
+    for stage in ("embed", "augment", "profile"):
+        pipeline.STAGES[stage](settings({}), lambda line: None)
+
+    def make(name: str, folder: str, **keys):
+        experiment = pipeline.open_experiment(settings(keys))
+        run_dir = workplace / folder
+        view = config.recbole_config(experiment.settings, name, "tiny-edt", run_dir)
+        pipeline.init_seed(view["seed"], True)
+        train_data, valid_data, test_data, cls = pipeline.loaders(experiment, view, name)
+        model = cls(view, train_data._dataset)
+        trainer = pipeline.make_trainer(experiment, view, model, run_dir, train_data._dataset)
+        return trainer, train_data, valid_data, test_data
+
+    return make
+
+
+class Stopped(Exception):
+    pass
+
+
+def stop_after(trainer, batches: int) -> None:
+    """Break off in the middle of a training batch, as a kill would."""
+    calculate_loss, left = trainer.model.calculate_loss, [batches]
+
+    def count(interaction):
+        left[0] -= 1
+        if left[0] < 0:
+            raise Stopped
+        return calculate_loss(interaction)
+
+    trainer.model.calculate_loss = count
+
+
+def weights(folder: Path) -> dict:
+    return load_checkpoint(folder / "best.pth")["state_dict"]
+
+
+@pytest.mark.parametrize(
+    "name, batches",
+    [("LLMEDT", n) for n in (1, 4, 8, 13, 16)] + [(name, n) for name in ("SASRec", "BERT4Rec", "BPR") for n in (1, 5)],
+)
+def test_a_run_that_was_killed_continues_bit_for_bit(run, workplace, name, batches):
+    whole, *data = run(name, "whole")
+    whole.fit(*data[:2])
+    broken, *data = run(name, "broken")
+    stop_after(broken, batches)
+    with pytest.raises(Stopped):
+        broken.fit(*data[:2])
+    random.seed(99), np.random.seed(99), torch.manual_seed(99)  # a new process has other random states
+    again, *data = run(name, "broken")
+    random.seed(98), np.random.seed(98), torch.manual_seed(98)
+    again.fit(*data[:2])
+    one, other = weights(workplace / "whole"), weights(workplace / "broken")
+    assert one.keys() == other.keys()
+    assert all(torch.equal(one[key], other[key]) for key in one)
+    drop = ["train_seconds"]
+    logs = [[{k: v for k, v in row.items() if k not in drop} for row in t.epoch_log] for t in (whole, again)]
+    assert logs[0] == logs[1] and whole.phases == again.phases
+    assert whole.best_valid_score == again.best_valid_score
+
+
+def test_finetuning_starts_from_the_best_pretrained_weights_and_changes_only_adapters(run, workplace):
+    trainer, *data = run("LLMEDT", "run", finetune_learning_rate=0.05)
+    trainer.fit(*data[:2])
+    pretrained = load_checkpoint(workplace / "run" / "best.pth.pretrain")["state_dict"]
+    final = trainer.model.state_dict()  # after the last epoch of fine-tuning
+    changed = {key for key in final if not torch.equal(final[key], pretrained[key])}
+    assert changed and all(key.startswith("user_adapters") for key in changed)
+    assert [row["phase"] for row in trainer.epoch_log] == ["pretrain"] * 3 + ["finetune"] * 3
+    assert trainer.phases == [
+        {"phase": "pretrain", "ended_by": "epoch cap"},
+        {"phase": "finetune", "ended_by": "epoch cap"},
+    ]
+
+
+def test_the_checkpoint_kept_is_never_worse_on_validation_than_pretraining(run, workplace):
+    trainer, train_data, valid_data, _ = run("LLMEDT", "run", finetune_learning_rate=10.0)
+    trainer.fit(train_data, valid_data)
+    best_pretrained = max(row["ndcg@10"] for row in trainer.epoch_log if row["phase"] == "pretrain")
+    result = trainer.evaluate(valid_data, load_best_model=True)
+    assert result["ndcg@10"] >= best_pretrained
+    assert result["ndcg@10"] == pytest.approx(max(row["ndcg@10"] for row in trainer.epoch_log), abs=1e-12)
+
+
+def test_without_finetuning_the_pretrained_checkpoint_is_the_result(run, workplace):
+    trainer, train_data, valid_data, _ = run("LLMEDT", "run", finetune_epochs=0)
+    trainer.fit(train_data, valid_data)
+    assert {row["phase"] for row in trainer.epoch_log} == {"pretrain"}
+    one = weights(workplace / "run")
+    other = load_checkpoint(workplace / "run" / "best.pth.pretrain")["state_dict"]
+    assert all(torch.equal(one[key], other[key]) for key in one)
+
+
+def test_early_stopping_is_told_from_the_epoch_cap(run):
+    trainer, train_data, valid_data, _ = run("SASRec", "run", epochs=50, stopping_step=1, learning_rate=0.0)
+    with pytest.raises(ConfigError):
+        PhaseConfig.read({**dict.fromkeys(PhaseConfig.__dataclass_fields__), "finetune_epochs": -1})
+    trainer.stopping_step = 0
+    scores = iter([0.5, 0.4, 0.3])
+    trainer._valid_epoch = lambda *args, **kwargs: (next(scores), {"ndcg@10": 0.0})
+    trainer.bar = None
+    trainer.fit(train_data, valid_data)
+    assert trainer.phases == [{"phase": "train", "ended_by": "early stopping"}]
+
+
+def test_random_states_continue_where_they_were_taken():
+    state = random_state()
+    drawn = random.random(), np.random.rand(), torch.rand(3)
+    set_random_state(state)
+    assert drawn[:2] == (random.random(), np.random.rand())
+    set_random_state(state)
+    random.random(), np.random.rand()
+    assert torch.equal(drawn[2], torch.rand(3))
+
+
+def test_a_damaged_or_foreign_checkpoint_is_refused(tmp_path):
+    (tmp_path / "x.pth").write_bytes(b"not a checkpoint")
+    with pytest.raises(DataError, match="x.pth is not a readable checkpoint"):
+        load_checkpoint(tmp_path / "x.pth")
+    torch.save({"surprise": Stopped}, tmp_path / "y.pth")  # would be code on loading
+    with pytest.raises(DataError, match="y.pth"):
+        load_checkpoint(tmp_path / "y.pth")
