@@ -27,7 +27,6 @@ GENERATORS = {"offline": OfflineGenerator}
 _CHOICES = {
     "generator": tuple(GENERATORS),
     "directions": ("both", "minority"),
-    "generated_items": ("virtual", "catalog"),
     "insertion": ("after_source", "append", "random", "none"),
 }
 _QUANTILE = re.compile(r"q(\d+(\.\d*)?|\.\d+)")
@@ -51,9 +50,6 @@ class AugmentConfig:
     or ``q0.10``, the 10 % quantile of the target domain's cosines between nearest neighbours."""
     directions: str = "both"
     """``both`` domains receive items (paper), or only each user's ``minority`` domain."""
-    generated_items: str = "virtual"
-    """Generated texts that are not in the catalogue become ``virtual`` items (paper) or the nearest
-    ``catalog`` item. The offline generator proposes catalogue items only, so it does not matter there."""
     insertion: str = "after_source"
     """``after_source``: after the item it resembles (paper); ablations ``append``, ``random``, ``none``."""
     filter: bool = True

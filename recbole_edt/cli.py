@@ -31,7 +31,7 @@ STAGES = {
         Reads   the files of prepare and embed; training interactions only
         Writes  atomic_files/NAME-edt/NAME-edt.inter, .item, .itemvec.safetensors, augment.json
         Keys    augment.n_clusters, augment.n_generated, augment.k, augment.tau, augment.directions,
-                augment.generated_items, augment.insertion, augment.filter, augment.seed""",
+                augment.insertion, augment.filter, augment.seed""",
     "profile": """Write a profile text and its vector for each user (paper section 3.4).
 
         Reads   the files of augment; training interactions only
@@ -58,7 +58,8 @@ STAGES = {
         Writes  nothing""",
 }
 
-USAGE = f"""usage: python run_edt.py [STAGE] [--dataset=NAME] [--model=MODEL] [--config_files="a.yaml b.yaml"] [--key=value ...]
+USAGE = f"""usage: python run_edt.py [STAGE] [--dataset=NAME] [--model=MODEL] [--config_files="a.yaml b.yaml"]
+                          [--key=value ...]
 
 Without a stage: prepare, embed, augment, profile, then compare (or train, if --model is given).
 Without arguments: all of it on {DEFAULT_DATASET}, two domains of films from the ml-100k inside RecBole.
@@ -141,10 +142,13 @@ def _run_stage(stage: str | None, values: dict[str, str]) -> int:
     settings = config.load(dataset, files, overrides)
     if stage == "doctor":
         return doctor.run(settings, print)
-    if stage is not None:
+    last = stage or ("train" if "model" in overrides else "compare")
+    for model in {"train": (settings.model,), "compare": settings.models}.get(last, ()):
+        config.check_model(settings, model)  # now, rather than after the models before it
+    if stage is None:
+        pipeline.run_all(settings, last, print)
+    else:
         pipeline.STAGES[stage](settings, print)
-        return 0
-    pipeline.run_all(settings, "train" if "model" in overrides else "compare", print)
     return 0
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 import importlib.metadata
 import sys
+import warnings
 from typing import Any
 
 import numpy as np
@@ -77,7 +78,7 @@ def check() -> None:
 
 
 def apply() -> None:
-    """Make the repairs, once per process; RecBole's results on its own pinned stack stay the same."""
+    """Make the repairs, once per process; RecBole's results on its own pinned stack stay the same, but for Pop."""
     _restore_numpy_names()
     from recbole.data.dataset import Dataset
     from recbole.model.abstract_recommender import AbstractRecommender
@@ -89,6 +90,8 @@ def apply() -> None:
     AbstractRecommender.load_other_parameter = _load_other_parameter
     _restore_dok_update()
     _unslow_training()
+    _mend_popularity()
+    _hush_warnings()
 
 
 def _restore_numpy_names() -> None:
@@ -121,6 +124,27 @@ def _unslow_training() -> None:
     torch.autograd.set_detect_anomaly(False)
     # The same function in one pass instead of six over the largest tensor of a transformer.
     FeedForward.gelu = lambda self, x: gelu(x)
+
+
+def _mend_popularity() -> None:
+    import torch
+    from recbole.model.general_recommender import Pop
+    from recbole.utils import InputType
+
+    def count(self: Any, interaction: Any) -> torch.Tensor:
+        item = interaction[self.ITEM_ID]
+        self.item_cnt.index_add_(0, item, torch.ones_like(item).unsqueeze(1))
+        self.max_cnt = self.item_cnt.max(dim=0)[0]
+        return torch.nn.Parameter(torch.zeros(1)).to(self.device)
+
+    # The original counts an item once per batch, however often it occurs there, and random negatives with it.
+    Pop.calculate_loss, Pop.input_type = count, InputType.PAIRWISE
+
+
+def _hush_warnings() -> None:
+    # Of RecBole's own lines on newer libraries, once per model; nobody who runs them could do anything about it.
+    for message in ("`torch.cuda.amp.GradScaler", "The given NumPy array is not writable", r"torch\.sparse\.Sparse"):
+        warnings.filterwarnings("ignore", message, module=r"recbole\.")
 
 
 def _load_feat(self: Any, filepath: str, source: Any) -> pd.DataFrame | None:

@@ -7,8 +7,9 @@ RecBole's, and every key that nobody knows is an error that names the nearest ri
 from __future__ import annotations
 
 import difflib
+import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from recbole_edt import compat
 from recbole_edt.augment import AugmentConfig
 from recbole_edt.embeddings import EMBEDDERS
 from recbole_edt.errors import ConfigError
+from recbole_edt.evaluation import METRICS
 from recbole_edt.profiles import ProfileConfig
 
 # Keys of EDTDataset, for RecBole's comparison of cached data sets.
@@ -55,6 +57,43 @@ RUN_DEFAULTS: dict[str, Any] = {
     "metric_decimal_place": 6,
 }
 
+# Sizes and rates by name, bounds included; the type of a key is that of its default.
+RANGES: dict[str, tuple[float, float]] = {
+    **dict.fromkeys(("epochs", "finetune_epochs", "stopping_step", "finetune_stopping_step"), (0, math.inf)),
+    **dict.fromkeys(("train_batch_size", "eval_batch_size", "eval_step", "MAX_ITEM_LIST_LENGTH"), (1, math.inf)),
+    **dict.fromkeys(("hidden_size", "inner_size", "embedding_size"), (1, math.inf)),
+    **dict.fromkeys(("n_layers", "n_heads", "num_layers"), (1, math.inf)),
+    **dict.fromkeys(("hidden_dropout_prob", "attn_dropout_prob", "dropout_prob", "adapter_dropout"), (0, 1)),
+    **dict.fromkeys(("mask_ratio", "ft_ratio"), (0, 1)),
+    **dict.fromkeys(("learning_rate", "finetune_learning_rate"), (1e-12, 1e3)),
+    "weight_decay": (0, math.inf),
+    "seed": (0, 2**32 - 1),
+}
+
+# RecBole's keys that would change rows or columns behind the back of the stages before training.
+FIXED = {
+    **dict.fromkeys(
+        (
+            "rm_dup_inter",
+            "val_interval",
+            "filter_inter_by_user_or_item",
+            "user_inter_num_interval",
+            "item_inter_num_interval",
+        ),
+        "rows are filtered by k_core alone, so that every stage sees the same split",
+    ),
+    **dict.fromkeys(
+        ("USER_ID_FIELD", "ITEM_ID_FIELD", "TIME_FIELD", "field_separator"),
+        "the columns are user_id, item_id and timestamp, separated by tabs; convert the files",
+    ),
+    **dict.fromkeys(
+        ("normalize_field", "normalize_all", "discretization", "threshold", "preload_weight"),
+        "no column but the ids and the order in time reaches a model",
+    ),
+    "benchmark_filename": "the split is made here: leave-one-out in time",
+    "repeatable": "an item may be met again",
+}
+
 
 @dataclass(frozen=True)
 class PrepareConfig:
@@ -66,7 +105,7 @@ class PrepareConfig:
     def faults(self) -> list[str]:
         from recbole_edt.raw import READERS
 
-        if self.source is None or self.source in READERS:
+        if self.source is None or self.source in list(READERS):
             return []
         return [f"source: {self.source!r} is not one of {', '.join(READERS)}"]
 
@@ -77,15 +116,19 @@ class EmbedConfig:
 
     embedder: str = "wordllama"
     """``wordllama``: static token vectors, 256 numbers, offline."""
+    vectors: str | None = None
+    """Path of your own vectors instead: RecBole's ``.itememb`` text, or a ``.safetensors`` table of this library."""
     missing_text: str = "zero"
-    """Items without any text: ``zero`` keeps them with a zero vector, ``drop`` removes them and their interactions."""
+    """Items without text or vector: ``zero`` keeps them with a zero vector, ``drop`` removes them and their rows."""
 
     def faults(self) -> list[str]:
         found = []
-        if self.embedder not in EMBEDDERS:
+        if self.embedder not in list(EMBEDDERS):
             found.append(f"embedder: {self.embedder!r} is not one of {', '.join(EMBEDDERS)}")
         if self.missing_text not in ("zero", "drop"):
             found.append(f"missing_text: {self.missing_text!r} is not one of zero, drop")
+        if not isinstance(self.vectors, str | None):
+            found.append(f"vectors: {self.vectors!r} is not the path of a file")
         return found
 
 
@@ -99,7 +142,12 @@ class RecommendConfig:
     """Whether items of the user's own history may be recommended."""
 
     def faults(self) -> list[str]:
-        return [] if isinstance(self.k, int) and self.k > 0 else [f"k: {self.k!r} is not a whole number above 0"]
+        found = []
+        if not _is_whole(self.k) or self.k < 1:
+            found.append(f"k: {self.k!r} is not a whole number above 0")
+        if not isinstance(self.seen, bool):
+            found.append(f"seen: {self.seen!r} is not true or false")
+        return found
 
 
 GROUPS: dict[str, type] = {
@@ -154,7 +202,15 @@ OWN = {f.name for f in fields(Settings)} - {"recbole"}
 
 
 class _Loader(yaml.SafeLoader):
-    """Plain YAML, except that 1e-3 is a number."""
+    """Plain YAML, except that 1e-3 is a number and that a key given twice is an error."""
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key, _ in node.value:
+            if str(key.value) in seen:
+                raise yaml.MarkedYAMLError(problem=f"key '{key.value}' is given twice", problem_mark=key.start_mark)
+            seen.add(str(key.value))
+        return super().construct_mapping(node, deep)
 
 
 _Loader.add_implicit_resolver(
@@ -175,6 +231,8 @@ def read_yaml(text: str, where: str = "configuration") -> Any:
         mark = getattr(error, "problem_mark", None)
         place = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
         raise ConfigError(f"{where}{place}: {getattr(error, 'problem', error)}") from None
+    except ValueError as error:  # a date such as 2020-13-45
+        raise ConfigError(f"{where}: {error}; put the text in quotes") from None
 
 
 def read_file(path: Path) -> dict[str, Any]:
@@ -191,7 +249,7 @@ def read_file(path: Path) -> dict[str, Any]:
     if values is None:
         return {}
     if not isinstance(values, dict):
-        raise ConfigError(f"{path}: expected 'key: value' lines, found {type(values).__name__}")
+        raise ConfigError(f"{path}: expected 'key: value' lines, found a {type(values).__name__}")
     return values
 
 
@@ -201,10 +259,9 @@ def load(dataset: str, config_files: Iterable[Path] = (), overrides: Mapping[str
     Args:
         overrides: keys as on the command line; ``augment.tau`` reaches into a group.
 
-    Raises: ConfigError listing every unknown key and every value out of range.
+    Raises: ConfigError listing every unknown key and every value of another type or out of range.
     """
-    if not re.fullmatch(r"[\w.-]+", dataset) or dataset.startswith("."):
-        raise ConfigError(f"dataset: {dataset!r} is not a plain name (letters, digits, '-', '_', '.')")
+    _check_name(dataset)
     own = Path("dataset_configs") / f"{dataset}.yaml"
     values: dict[str, Any] = {}
     origin: dict[str, str] = {}
@@ -212,8 +269,23 @@ def load(dataset: str, config_files: Iterable[Path] = (), overrides: Mapping[str
         _merge(values, read_file(path), origin, str(path))
     for key, value in (overrides or {}).items():
         _merge(values, _nested(key, value), origin, "command line")
-    values["dataset"] = dataset
+    named = values.setdefault("dataset", dataset)
+    if named != dataset:
+        raise ConfigError(
+            f"{origin['dataset']}: dataset: {named!r}, but this run is for {dataset!r}; "
+            "the data set is named on the command line alone: --dataset=NAME"
+        )
     return _settings(values, origin)
+
+
+def _check_name(dataset: str) -> None:
+    if not re.fullmatch(r"[\w.-]+", dataset) or dataset.startswith("."):
+        raise ConfigError(f"dataset: {dataset!r} is not a plain name (letters, digits, '-', '_', '.')")
+    if dataset == "ml-100k":
+        raise ConfigError(
+            "dataset: RecBole always reads 'ml-100k' from its own folder; give your data another name "
+            "(its films in two domains are 'ml-100k-cross')"
+        )
 
 
 def _nested(key: str, value: Any) -> dict[str, Any]:
@@ -221,92 +293,242 @@ def _nested(key: str, value: Any) -> dict[str, Any]:
     return {head: _nested(rest, value)} if rest else {head: value}
 
 
-def _merge(values: dict[str, Any], new: Mapping[str, Any], origin: dict[str, str], where: str, prefix: str = "") -> None:
+def _merge(
+    values: dict[str, Any], new: Mapping[str, Any], origin: dict[str, str], where: str, prefix: str = ""
+) -> None:
     for key, value in new.items():
         name = f"{prefix}{key}"
-        if isinstance(value, Mapping) and isinstance(values.get(key), dict):
+        origin[name] = where
+        if isinstance(value, Mapping):
+            if not isinstance(values.get(key), dict):
+                values[key] = {}
             _merge(values[key], value, origin, where, f"{name}.")
         else:
-            values[key] = dict(value) if isinstance(value, Mapping) else value
-            origin[name] = where
-            if isinstance(value, Mapping):
-                origin.update({f"{name}.{inner}": where for inner in value})
+            values[key] = value
+
+
+def _origin(key: str, origin: Mapping[str, str]) -> str:
+    """Where a key, or the nearest one above it, was set."""
+    while key and key not in origin:
+        key = key.rpartition(".")[0]
+    return origin.get(key, "configuration")
+
+
+# ---- checks ------------------------------------------------------------------------------------------------------
+
+Fault = Callable[[str, str], None]
 
 
 def _settings(values: dict[str, Any], origin: Mapping[str, str]) -> Settings:
     faults: list[str] = []
-    known = known_keys(values)
 
     def fault(key: str, message: str) -> None:
-        faults.append(f"{origin.get(key, origin.get(key.partition('.')[0], 'configuration'))}: {message}")
+        faults.append(f"{_origin(key, origin)}: {message}")
 
     kwargs: dict[str, Any] = {"recbole": {}}
     for key, value in values.items():
         if key in GROUPS:
-            group, found = _group(key, GROUPS[key], value)
-            for name, message in found:
-                fault(name, message)
-            kwargs[key] = group
+            kwargs[key] = _group(key, GROUPS[key], value, fault)
         elif key in OWN:
             kwargs[key] = value
-        elif key in known:
-            kwargs["recbole"][key] = value
         else:
-            fault(key, _unknown(key, known | OWN | set(GROUPS)))
+            kwargs["recbole"][key] = value
     _check_own(kwargs, fault)
+    _check_models(kwargs, fault)
+    examples = _examples([*kwargs["models"], kwargs.get("model"), "LLMEDT"])
+    _check_values("", kwargs["recbole"], examples, fault)
     for model, own in kwargs.get("model_settings", {}).items():
-        for key in own or {}:
-            if key not in known | model_keys(model):
-                fault(f"model_settings.{model}", _unknown(f"model_settings.{model}.{key}", known | model_keys(model)))
+        _check_values(f"model_settings.{model}.", own, {**examples, **_examples([model])}, fault)
+    if not faults:
+        _check_llmedt(kwargs, fault)
     if faults:
         raise ConfigError("\n".join(faults))
     return Settings(**kwargs)
 
 
-def _group(name: str, cls: type, value: Any) -> tuple[Any, list[tuple[str, str]]]:
-    if not isinstance(value, Mapping):
-        return cls(), [(name, f"{name}: expected keys below it, found {value!r}")]
+def _group(name: str, cls: type, value: Any, fault: Fault) -> Any:
+    if not isinstance(value, Mapping | None):
+        fault(name, f"{name}: expected keys below it, found {value!r}")
+        return cls()
     allowed = {f.name for f in fields(cls)}
-    found = [
-        (f"{name}.{key}", _unknown(f"{name}.{key}", {f"{name}.{one}" for one in allowed}))
-        for key in value
-        if key not in allowed
-    ]
-    group = cls(**{key: one for key, one in value.items() if key in allowed})
-    found += [(f"{name}.{fault.partition(':')[0]}", f"{name}.{fault}") for fault in group.faults()]
-    return group, found
+    given = value or {}
+    for key in given.keys() - allowed:
+        fault(f"{name}.{key}", _unknown(f"{name}.{key}", {f"{name}.{one}" for one in allowed}))
+    group = cls(**{key: one for key, one in given.items() if key in allowed})
+    for message in group.faults():
+        fault(f"{name}.{message.partition(':')[0]}", f"{name}.{message}")
+    return group
 
 
-def _unknown(key: str, known: Iterable[str]) -> str:
-    near = difflib.get_close_matches(key, list(known), n=1, cutoff=0.6)
+def _unknown(key: Any, known: Iterable[str]) -> str:
+    near = difflib.get_close_matches(str(key), list(known), n=1, cutoff=0.6)
     return f"unknown key '{key}'" + (f" (did you mean '{near[0]}'?)" if near else "")
 
 
-def _check_own(kwargs: dict[str, Any], fault: Any) -> None:
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _check_own(kwargs: dict[str, Any], fault: Fault) -> None:
     for key in ("data_path", "runs_path"):
         if key in kwargs:
+            if not isinstance(kwargs[key], str | Path) or not str(kwargs[key]):
+                fault(key, f"{key}: {kwargs[key]!r} is not a folder")
             kwargs[key] = Path(str(kwargs[key]))
-    if "models" in kwargs:
-        models = kwargs["models"]
-        kwargs["models"] = tuple(models.replace(",", " ").split() if isinstance(models, str) else models)
-    for model in {*kwargs.get("models", ()), kwargs.get("model", "LLMEDT")}:
-        if not _is_model(model):
-            fault("models", f"unknown model '{model}'" + near_model(model))
     candidates = str(kwargs.get("candidates", "domain"))
     if not re.fullmatch(r"domain|all|sampled-[1-9]\d*", candidates):
         fault("candidates", f"candidates: {candidates!r} is not one of domain, all, sampled-N")
     domains = kwargs.get("domains")
     if domains is not None:
-        if isinstance(domains, (list, tuple)) and len(set(map(str, domains))) == 2 == len(domains):
+        if isinstance(domains, list | tuple) and len(set(map(str, domains))) == 2 == len(domains):
             kwargs["domains"] = tuple(map(str, domains))
         else:
-            fault("domains", f"domains: expected two names, found {domains!r}")
+            fault("domains", f"domains: expected two names such as [food, kitchen], found {domains!r}")
     k_core = kwargs.get("k_core", 0)
-    if not isinstance(k_core, int) or k_core < 0:
+    if not _is_whole(k_core) or k_core < 0:
         fault("k_core", f"k_core: {k_core!r} is not a whole number of at least 0")
-    training = kwargs["recbole"].get("training", "sequence")
-    if training not in ("sequence", "prefix"):
-        fault("training", f"training: {training!r} is not one of sequence, prefix")
+
+
+def _check_models(kwargs: dict[str, Any], fault: Fault) -> None:
+    """Names in ``models``, ``model`` and ``model_settings``; leaves only what the later checks can read."""
+    models = kwargs.get("models", Settings.models)
+    models = models.replace(",", " ").split() if isinstance(models, str) else models
+    if not isinstance(models, list | tuple) or not models:
+        fault("models", f"models: expected names such as [SASRec, LLMEDT], found {models!r}")
+        models = Settings.models
+    for place, model in enumerate(models):
+        _check_model_name("models", model, fault)
+        if model in models[:place]:
+            fault("models", f"models: '{model}' is there more than once")
+    _check_model_name("model", kwargs.get("model", "LLMEDT"), fault)
+    own = kwargs.get("model_settings") or {}
+    if not isinstance(own, Mapping):
+        fault("model_settings", f"model_settings: expected models below it, found {own!r}")
+        own = {}
+    for model, values in own.items():
+        _check_model_name(f"model_settings.{model}", model, fault)
+        if not isinstance(values, Mapping | None):
+            fault(f"model_settings.{model}", f"model_settings.{model}: expected keys below it, found {values!r}")
+    kwargs["models"] = tuple(model for model in models if _is_model(model))
+    kwargs["model_settings"] = {m: dict(v or {}) for m, v in own.items() if isinstance(v, Mapping | None)}
+
+
+def _check_model_name(key: str, model: Any, fault: Fault) -> None:
+    if not _is_model(model):
+        fault(key, f"{key}: unknown model '{model}'{near_model(model)}")
+
+
+def _check_values(prefix: str, values: Mapping[str, Any], examples: Mapping[str, list[Any]], fault: Fault) -> None:
+    """RecBole's keys and the models': known, of the type of a default, in range."""
+    for key, value in values.items():
+        name = f"{prefix}{key}"
+        if key not in examples:
+            fault(name, _unknown(name, {f"{prefix}{one}" for one in {*examples, *OWN, *GROUPS}}))
+        elif key in FIXED and value not in examples[key]:
+            fault(name, f"{name}: {value!r} is not supported here: {FIXED[key]}")
+        elif problem := SPECIAL[key](value, values) if key in SPECIAL else _problem(key, value, examples[key]):
+            fault(name, f"{name}: {problem}")
+
+
+def _problem(key: str, value: Any, examples: list[Any]) -> str | None:
+    """What is wrong with a value, by RecBole's own default and by the key's range."""
+    if None not in examples and not any(_same_kind(value, example) for example in examples):
+        return f"{value!r} is not {_kind(examples[0])}"
+    low, high = RANGES.get(key, (-math.inf, math.inf))
+    if isinstance(value, int | float) and not (low <= value <= high and math.isfinite(value)):
+        return f"{value!r} is not a number of at least {low}" + (f" and at most {high}" if high < math.inf else "")
+    return None
+
+
+def _same_kind(value: Any, example: Any) -> bool:
+    if isinstance(example, bool) or isinstance(value, bool):
+        return isinstance(example, bool) and isinstance(value, bool)
+    if isinstance(example, float):
+        return isinstance(value, int | float)
+    if isinstance(example, Mapping):
+        return isinstance(value, Mapping | None)
+    return isinstance(value, type(example))
+
+
+def _kind(example: Any) -> str:
+    kinds = {bool: "true or false", int: "a whole number", float: "a number", str: "text", list: "a list"}
+    return kinds.get(type(example), "a mapping")
+
+
+def _topk_problem(value: Any, values: Mapping[str, Any]) -> str | None:
+    if all(_is_whole(k) and k > 0 for k in _as_list(value)) and value != []:
+        return None
+    return f"{value!r} is not a list of whole numbers above 0"
+
+
+def _metrics_problem(value: Any, values: Mapping[str, Any]) -> str | None:
+    if all(str(metric).lower() in METRICS for metric in _as_list(value)) and value != []:
+        return None
+    return f"{value!r} is not a list of Hit, NDCG, MRR (with one target per user, recall is hit)"
+
+
+def _valid_metric_problem(value: Any, values: Mapping[str, Any]) -> str | None:
+    topk = _as_list(values.get("topk", RUN_DEFAULTS["topk"]))
+    metric, _, k = str(value).lower().partition("@")
+    if metric in METRICS and k in map(str, topk):
+        return None
+    return f"{value!r} is not Hit, NDCG or MRR at one of topk, {topk}, such as 'NDCG@{topk[0]}'"
+
+
+def _eval_args_problem(value: Any, values: Mapping[str, Any]) -> str | None:
+    fixed = RUN_DEFAULTS["eval_args"]
+    if isinstance(value, Mapping) and all(fixed.get(key) == one for key, one in value.items()):
+        return None
+    return f"fixed to {fixed}; who is ranked is chosen by the key 'candidates'"
+
+
+def _training_problem(value: Any, values: Mapping[str, Any]) -> str | None:
+    return None if value in ("sequence", "prefix") else f"{value!r} is not one of sequence, prefix"
+
+
+def _gpu_problem(value: Any, values: Mapping[str, Any]) -> str | None:
+    return None if re.fullmatch(r"[\d, ]*", str(value)) else f"{value!r} is not a list of numbers such as 0 or '0,1'"
+
+
+SPECIAL: dict[str, Callable[[Any, Mapping[str, Any]], str | None]] = {
+    "topk": _topk_problem,
+    "metrics": _metrics_problem,
+    "valid_metric": _valid_metric_problem,
+    "eval_args": _eval_args_problem,
+    "training": _training_problem,
+    "gpu_id": _gpu_problem,
+}
+
+
+def _as_list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
+
+
+def _check_llmedt(kwargs: Mapping[str, Any], fault: Fault) -> None:
+    from recbole_edt.model import ModelSettings
+
+    own = kwargs["model_settings"].get("LLMEDT", {})
+    values = {**kwargs["recbole"], **own}
+    given = {f.name: values[f.name] for f in fields(ModelSettings) if f.name in values}
+    for message in ModelSettings(**given).faults():
+        key = message.partition(":")[0]
+        fault(f"model_settings.LLMEDT.{key}" if key in own else key, message)
+
+
+def check_model(settings: Settings, model: str) -> None:
+    """What RecBole's own models would only find out when they are built.
+
+    Raises: ConfigError if the settings of one model do not fit together.
+    """
+    values = {**_defaults(model), **model_values(settings, model)}
+    if model in SEQUENCE_MODELS and values["loss_type"] not in ("BPR", "CE"):
+        raise ConfigError(
+            f"{model}: loss_type: {values['loss_type']!r} is not one of BPR, CE; "
+            "a loss for LLMEDT alone goes under model_settings.LLMEDT"
+        )
+    heads = values.get("n_heads", 1)
+    if values.get("hidden_size", heads) % heads:
+        raise ConfigError(f"{model}: hidden_size: {values['hidden_size']} is not a multiple of n_heads, {heads}")
 
 
 # ---- RecBole -----------------------------------------------------------------------------------------------------
@@ -322,40 +544,44 @@ def _properties() -> Path:
     return Path(spec.submodule_search_locations[0]) / "properties"
 
 
-def model_keys(model: str) -> set[str]:
+def _defaults(model: str) -> dict[str, Any]:
     """Hyper-parameters of one model: those in its RecBole property file, or LLM-EDT's own."""
     if model == "LLMEDT":
         from recbole_edt.model import BACKBONES, ModelSettings
         from recbole_edt.trainer import PhaseConfig
 
-        own = {f.name for cls in (ModelSettings, PhaseConfig) for f in fields(cls)}
-        return own.union(*(model_keys(backbone) for backbone in BACKBONES))
+        backbones = [_defaults(backbone) for backbone in BACKBONES]
+        own = {f.name: f.default for cls in (ModelSettings, PhaseConfig) for f in fields(cls)}
+        return {key: value for one in [*backbones, own] for key, value in one.items()}
     path = _properties() / "model" / f"{model}.yaml"
-    return set(read_file(path)) if path.is_file() else set()
+    values = read_file(path) if path.is_file() else {}
+    if model in SEQUENCE_MODELS:
+        return values
+    # Elsewhere RecBole writes 1 for 1.0.
+    return {key: float(value) if _is_whole(value) else value for key, value in values.items()}
 
 
-def known_keys(values: Mapping[str, Any]) -> set[str]:
-    """Every key that RecBole or one of the models in ``values`` understands."""
-    keys = set(DATASET_KEYS) | set(RUN_DEFAULTS)
-    for names in (
+def _examples(models: Iterable[Any]) -> dict[str, list[Any]]:
+    """Every key that RecBole or one of ``models`` understands, with its defaults."""
+    arguments = (
         argument_list.general_arguments,
         argument_list.training_arguments,
         argument_list.evaluation_arguments,
         argument_list.dataset_arguments,
-    ):
-        keys.update(names)
-    for name in ("overall", "dataset/sample", "quick_start_config/sequential"):
-        keys.update(read_file(_properties() / f"{name}.yaml"))
-    models = values.get("models", Settings.models)
-    models = models.replace(",", " ").split() if isinstance(models, str) else models
-    for model in {*models, values.get("model", "LLMEDT"), "LLMEDT"}:
-        if isinstance(model, str) and re.fullmatch(r"\w+", model):
-            keys |= model_keys(model)
-    return keys
+    )
+    free = dict.fromkeys([*DATASET_KEYS, *(key for keys in arguments for key in keys)])
+    files = [read_file(_properties() / f"{name}.yaml") for name in ("overall", "dataset/sample")]
+    general = {key: value for one in [free, *files, RUN_DEFAULTS] for key, value in one.items()}
+    general["use_generated"] = True
+    found: dict[str, list[Any]] = {}
+    for one in [general, *map(_defaults, dict.fromkeys(filter(_is_model, models)))]:
+        for key, value in one.items():
+            found.setdefault(key, []).append(value)
+    return found
 
 
 def _is_model(name: Any) -> bool:
-    return name == "LLMEDT" or (isinstance(name, str) and name in _model_names())
+    return isinstance(name, str) and name in [*_model_names(), "LLMEDT"]
 
 
 def _model_names() -> list[str]:
@@ -408,6 +634,7 @@ def recbole_config(settings: Settings, model: str, dataset: str, checkpoint_dir:
     """
     compat.check()
     compat.apply()
+    check_model(settings, model)
     values = model_values(settings, model)
     values.update(
         data_path=str(settings.data_path), checkpoint_dir=str(checkpoint_dir), domains=settings.domains

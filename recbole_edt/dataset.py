@@ -104,7 +104,7 @@ def gather_slices(flat: Tensor, start: Tensor, end: Tensor, width: int | None = 
 
 
 class EDTDataset(SequentialDataset):
-    """RecBole data set of two domains (``.item`` column ``domain``), raw or augmented (``.inter`` column ``generated``).
+    """RecBole data set of two domains (``domain`` in ``.item``), raw or augmented (``generated`` in ``.inter``).
 
     Differs from ``SequentialDataset`` where that one would be wrong here: order is exact (float64, ties by position
     in the file; RecBole keeps time as float32), leave-one-out counts raw rows only and keeps users with three of

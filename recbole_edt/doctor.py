@@ -50,7 +50,8 @@ def _quick_start(say: Say) -> str | None:
     try:
         import recbole.quick_start  # noqa: F401  (needs ray; only RecBole's own runner uses it)
     except Exception as error:  # whatever ray trips over
-        say(f"RecBole's own quick start does not import here ({type(error).__name__}: {error}); this package does not use it")
+        cause = f"{type(error).__name__}: {error}"
+        say(f"RecBole's own quick start does not import here ({cause}); this package does not use it")
     else:
         say("RecBole's own quick start imports: run_recbole works after recbole_edt.register()")
     return None

@@ -84,7 +84,9 @@ class WordLlama:
     def embed(self, texts: Sequence[str]) -> np.ndarray:
         """Mean token vector of each text, ``[n, 256]`` float32; an empty text gives zeros."""
         vectors = np.zeros((len(texts), self.dim), np.float32)
-        with tqdm(total=len(texts), desc="embedding", unit="text", delay=1, leave=False, disable=None) as progress:
+        with tqdm(
+            total=len(texts), desc="embedding", unit="text", delay=1, leave=False, disable=None
+        ) as progress:
             for start in range(0, len(texts), 1024):
                 batch = list(texts[start : start + 1024])
                 for row, encoding in enumerate(
@@ -226,8 +228,8 @@ def _map_array(path: Path, start: int, entry: dict[str, Any], dtype: str) -> np.
     kind = np.dtype(_DTYPES[dtype])
     if entry["dtype"] != dtype or end - begin != kind.itemsize * int(np.prod(shape)):
         raise ValueError("unexpected type or size of an array")
-    if begin < 0 or start + end > path.stat().st_size:
-        raise ValueError("the file is cut short")
+    if begin < 0:
+        raise ValueError("an array before the start of the data")
     if end == begin:  # an empty range cannot be mapped
         return np.zeros(shape, kind)
     return np.memmap(path, kind, "r", start + begin, shape)
@@ -273,6 +275,34 @@ def embed_items(data: TwoDomainData, embedder: Embedder, path: Path) -> Embeddin
     return embed_texts(data.items, item_text(data.item_fields), embedder, path, "item")
 
 
+def import_vectors(source: Path, items: np.ndarray, path: Path) -> EmbeddingTable:
+    """Write the user's own vectors of the items to ``path`` and open them; an item without one gets zeros.
+
+    Args:
+        source: a ``.safetensors`` table of this library, or RecBole's text (any other ending).
+        items: ``[N]`` tokens.
+        path: where the table goes.
+
+    Raises:
+        DataError: the source is faulty, or has no vector for any item.
+    """
+    own = EmbeddingTable.load(source) if source.suffix == ".safetensors" else read_itememb(source)
+    missing = ~own.has(items)
+    if missing.all():
+        raise DataError(f"{source}: has a vector for none of the {len(items)} items; are its tokens those of .item?")
+    vectors = own.lookup(items)
+    meta = {
+        "kind": "item",
+        "model": own.meta.get("model", source.name),
+        "dim": own.dim,
+        "n": len(items),
+        "n_distinct_texts": int((~missing).sum()),
+        "n_without_text": int(missing.sum()),
+    }
+    EmbeddingTable(items, np.arange(len(items), dtype=np.int32), vectors, meta).save(path)
+    return EmbeddingTable.load(path)
+
+
 def read_itememb(path: Path) -> EmbeddingTable:
     """Vectors from a RecBole text file with a token column and a ``float_seq`` column (any names).
 
@@ -305,7 +335,7 @@ def _parse_vectors(path: Path, column: str, texts: Sequence[str]) -> np.ndarray:
             vectors[row] = np.array(numbers, np.float32).reshape(vectors.shape[1])
         except ValueError as error:
             raise DataError(
-                f"{path}, line {row + 2}, column '{column}': {len(numbers)} values, not {vectors.shape[1]} numbers "
-                f"separated by spaces as on line 2 ({error})"
+                f"{path}, line {row + 2}, column '{column}': {len(numbers)} values, not {vectors.shape[1]} "
+                f"numbers separated by spaces as on line 2 ({error})"
             ) from error
     return vectors

@@ -107,11 +107,12 @@ class LLMEDT(SequentialRecommender):
         self.settings = settings = ModelSettings.read(config)
         self.phase = "pretrain"
         self.register_buffer("item_domain", dataset.item_domain, persistent=False)  # [N] 0 padding, 1 A, 2 B
-        real = ~dataset.virtual & (dataset.item_domain > 0)
         # Virtual items may be negatives in training (method), but are never scored.
-        self.pools = [torch.nonzero(dataset.item_domain == d).squeeze(1) for d in (1, 2)]
-        self.scored = [torch.nonzero(real & (dataset.item_domain == d)).squeeze(1) for d in (1, 2)]
-        self.sampler = DomainSampler(self.pools, *dataset.training_pairs, dataset.user_num)
+        domain, virtual = dataset.item_domain.to(self.device), dataset.virtual.to(self.device)
+        self.pools = [torch.nonzero(domain == d).squeeze(1) for d in (1, 2)]
+        self.scored = [torch.nonzero((domain == d) & ~virtual).squeeze(1) for d in (1, 2)]
+        user, item = (column.to(self.device) for column in dataset.training_pairs)
+        self.sampler = DomainSampler(self.pools, user, item, dataset.user_num)
         text = None if settings.item_representation == "id" else dataset.item_vectors()
         encoder = ItemEncoder(self.n_items, settings.hidden_size, settings.item_representation, text)
         self.backbone = build_backbone(settings, config, dataset, encoder)
@@ -182,7 +183,7 @@ class LLMEDT(SequentialRecommender):
         if self.settings.loss_type == "CE":
             return domain.new_zeros(0)
         if self.settings.loss_type == "SSM":
-            return torch.stack([pool[torch.randint(len(pool), (n,))] for pool in self.pools]).to(domain.device)
+            return torch.stack([pool[torch.randint(len(pool), (n,), device=pool.device)] for pool in self.pools])
         return self.sampler.draw(user, domain, n)
 
     def _domain_losses(
@@ -198,7 +199,7 @@ class LLMEDT(SequentialRecommender):
     def _loss(self, d: int, vector: Tensor, target: Tensor, mine: Tensor, negative: Tensor) -> Tensor:
         kind = self.settings.loss_type
         if kind == "CE":
-            pool = self.pools[d].to(target.device)
+            pool = self.pools[d]
             return losses.softmax_cross_entropy(
                 vector, self.item_embedding.weight[pool], torch.searchsorted(pool, target)
             )

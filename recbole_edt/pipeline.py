@@ -17,7 +17,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import torch
 import yaml
@@ -68,28 +67,30 @@ def read(settings: Settings) -> atomic.TwoDomainData:
 
 
 def embed(settings: Settings, say: Say) -> None:
-    """One vector per distinct item text."""
-    data = read(settings)
-    path = _vectors(settings)
+    """One vector per distinct item text, or the user's own vectors."""
+    data, path, own = read(settings), _vectors(settings), settings.embed.vectors
     embedder = embeddings.EMBEDDERS[settings.embed.embedder]
-    texts = embeddings.item_text(data.item_fields)
-    inputs = sha256_of(list(data.items), texts, embedder.name, embeddings.TEXT_TEMPLATE_VERSION)
+    source = Path(own) if own else [embedder.name, embeddings.TEXT_TEMPLATE_VERSION]
+    inputs = sha256_of(list(data.items), embeddings.item_text(data.item_fields), source)
     manifest = settings.folder / "embed.json"
     if not is_current(manifest, inputs, [path]):
-        table = embeddings.embed_items(data, embedder(), path)
+        if own:
+            table = embeddings.import_vectors(Path(own), data.items, path)
+        else:
+            table = embeddings.embed_items(data, embedder(), path)
         write_manifest(manifest, "embed", inputs, asdict(settings.embed), table.meta, [path])
     meta = embeddings.EmbeddingTable.load(path).meta
     policy = {"zero": "zero vectors", "drop": "dropped"}[settings.embed.missing_text]
     say(
-        f"embedded {meta['n']} items, {meta['n_distinct_texts']} distinct texts, with {meta['model']}; "
-        f"{meta['n_without_text']} without text ({policy})"
+        f"embedded {meta['n']} items, {meta['n_distinct_texts']} distinct, with {meta['model']}; "
+        f"{meta['n_without_text']} without text or vector ({policy})"
     )
 
 
 def augment_data(settings: Settings, say: Say) -> None:
     """Generated items of the other domain, filtered and inserted: the augmented atomic files and their vectors."""
-    data = _with_text(settings)
     table = embeddings.EmbeddingTable.load(_vectors(settings))
+    data = _with_text(settings, table)
     folder, name = _augmented_folder(settings), settings.augmented
     outputs = [folder / f"{name}.inter", folder / f"{name}.item", _item_vectors(settings)]
     inputs = sha256_of(_content_hash(data), _vectors(settings), asdict(settings.augment), recbole_edt.__version__)
@@ -99,7 +100,11 @@ def augment_data(settings: Settings, say: Say) -> None:
         atomic.write(augmented, folder, name)
         _save_vectors(augmented, table, settings)
         write_manifest(manifest, "augment", inputs, asdict(settings.augment), counts, outputs)
-    say(f"augmented: {_listed(read_json(manifest)['counts'])}")
+    counts = read_json(manifest)["counts"]
+    say(f"augmented: {_listed(counts)}")
+    for key, share in counts.items():
+        if key.startswith("share_kept_") and not 0.01 <= share <= 0.9:
+            say(f"note: {key} is {share:.1%}; tau is hardly a filter there, or lets hardly anything pass")
 
 
 def profile(settings: Settings, say: Say) -> None:
@@ -123,11 +128,11 @@ def profile(settings: Settings, say: Say) -> None:
     say(f"profiles: {counts['profiles']} of {counts['users']} users")
 
 
-def _with_text(settings: Settings) -> atomic.TwoDomainData:
+def _with_text(settings: Settings, table: embeddings.EmbeddingTable) -> atomic.TwoDomainData:
     data = read(settings)
     if settings.embed.missing_text == "zero":
         return data
-    without = np.array([not text for text in embeddings.item_text(data.item_fields)])
+    without = ~table.lookup(data.items).any(axis=1)
     return atomic.drop_items(data, without) if without.any() else data
 
 
@@ -174,8 +179,11 @@ def _item_vectors(settings: Settings) -> Path:
 
 
 def _listed(counts: Mapping[str, Any]) -> str:
-    shown = {key: f"{value:.3f}" if isinstance(value, float) else value for key, value in counts.items()}
-    return ", ".join(f"{key} {value}" for key, value in shown.items())
+    return ", ".join(f"{key} {_number(value)}" for key, value in counts.items())
+
+
+def _number(value: Any) -> str:
+    return f"{value:.3f}" if isinstance(value, float) else str(value)
 
 
 # ---- one model ---------------------------------------------------------------------------------------------------
@@ -427,7 +435,7 @@ def train(settings: Settings, say: Say) -> None:
     """Train the model named by ``model`` and print its metrics."""
     experiment = open_experiment(settings)
     result = train_model(experiment, settings.model)
-    report.print_table([result], f"{settings.dataset}, test targets", offline_note(settings))
+    report.print_table([result], title_of(experiment), offline_note(settings))
     say(f"run directory: {run_directory(experiment, settings.model)}")
 
 
@@ -435,7 +443,7 @@ def compare(settings: Settings, say: Say) -> None:
     """Train all of ``models`` and report on them."""
     experiment = open_experiment(settings)
     results = [train_model(experiment, name) for name in settings.models]
-    title, note = f"{settings.dataset}, test targets", offline_note(settings)
+    title, note = title_of(experiment), offline_note(settings)
     report.print_table(results, title, note)
     folder = experiment.folder
     report.write_metrics(results, folder)
@@ -450,7 +458,7 @@ def compare(settings: Settings, say: Say) -> None:
         reproduce=f"python run_edt.py --dataset={settings.dataset}",
         figure="curves.png",
     )
-    write_text(folder / "report.md", text)
+    write_text(folder / "report.md", text + _data_section(settings))
     shared = {"split_hash": experiment.split_hash, "candidates": settings.candidates}
     write_json(folder / "comparison.json", {**shared, "models": settings.models, "versions": library_versions()})
     say(f"report: {folder / 'report.md'}")
@@ -472,6 +480,18 @@ def recommend(settings: Settings, say: Say) -> None:
             frame.to_csv(file, index=False, header=n_users == 0)
             n_users += frame["user"].nunique()
     say(f"recommendations for {n_users} users: {path}")
+
+
+def title_of(experiment: Experiment) -> str:
+    """Data set, split and part, as a heading."""
+    return f"{experiment.settings.dataset}, leave-one-out (split {experiment.split_hash[:8]}), test targets"
+
+
+def _data_section(settings: Settings) -> str:
+    """The data card and what augmentation did, for the report."""
+    rows = {**raw.card(read(settings)), **read_json(_augmented_folder(settings) / "augment.json")["counts"]}
+    lines = [f"| {key} | {_number(value)} |" for key, value in rows.items()]
+    return "\n".join(["", "## Data and augmentation", "", "| figure | value |", "|---|---|", *lines, ""])
 
 
 def offline_note(settings: Settings) -> str:

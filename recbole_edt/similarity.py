@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 from sklearn.cluster import MiniBatchKMeans
 from sklearn.metrics.pairwise import euclidean_distances
+from tqdm import tqdm
 
 from recbole_edt.atomic import TwoDomainData
 
@@ -98,7 +99,7 @@ def top_neighbours(
     rows = np.arange(len(unit)) if rows is None else rows
     k = max(min(k, len(unit) - 1), 0)
     index, value = np.zeros((len(rows), k), np.int64), np.zeros((len(rows), k), np.float32)
-    for start in range(0, len(rows), block):
+    for start in tqdm(range(0, len(rows), block), desc="nearest texts", delay=1, leave=False, disable=None):
         part = slice(start, start + block)
         scores = unit[rows[part]] @ unit.T  # [block, n]
         scores[np.arange(len(scores)), rows[part]] = -np.inf

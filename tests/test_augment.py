@@ -49,7 +49,9 @@ class TestConfig:
     def test_a_cosine_or_a_quantile_is_a_tau(self, tau):
         AugmentConfig(tau=tau).validate()
 
-    @pytest.mark.parametrize("tau", [1.01, -2, float("nan"), "0.9", "q1.5", "q-1", "q", "qx", True, None, "q0.1\n"])
+    @pytest.mark.parametrize(
+        "tau", [1.01, -2, float("nan"), "0.9", "q1.5", "q-1", "q", "qx", True, None, "q0.1\n"]
+    )
     def test_anything_else_is_not(self, tau):
         with pytest.raises(ConfigError, match="augment.tau"):
             AugmentConfig(tau=tau).validate()
@@ -67,7 +69,6 @@ class TestConfig:
             {"generator": "oracle"},
             {"directions": "A2B"},
             {"insertion": "before"},
-            {"generated_items": "real"},
         ],
     )
     def test_a_value_out_of_range_is_named(self, fault):
@@ -156,7 +157,9 @@ class TestInsertAfterSource:
     def insert(self, row, item, score, rows=("f1 k1 f2", "k2 f1")):
         data = dataset(rows, items=["k9", "f9", "k8"])
         index = {token: place for place, token in enumerate(data.items)}
-        insertions = Insertions(np.array([index[token] for token in item], int), np.array(row), np.array(score))
+        insertions = Insertions(
+            np.array([index[token] for token in item], int), np.array(row), np.array(score)
+        )
         return insert_after_source(data, insertions)
 
     def test_an_item_stands_right_after_its_source_and_carries_its_time(self):
@@ -166,7 +169,10 @@ class TestInsertAfterSource:
         assert result.offsets.tolist() == [0, 4, 7]
 
     def test_several_after_the_same_source_stand_best_first_then_by_catalogue(self):
-        assert sequences(self.insert([0, 0, 0], ["k9", "k8", "f9"], [0.5, 0.5, 0.9]))[0] == "f1 *f9 *k8 *k9 k1 f2"
+        assert (
+            sequences(self.insert([0, 0, 0], ["k9", "k8", "f9"], [0.5, 0.5, 0.9]))[0]
+            == "f1 *f9 *k8 *k9 k1 f2"
+        )
 
     def test_nothing_inserted_changes_nothing(self):
         result = self.insert(np.zeros(0, int), [], np.zeros(0))
@@ -227,10 +233,17 @@ class TestAugment:
 
     def test_the_counts_add_up(self):
         data, counts = self.run(k=2)
-        assert counts["inserted"] == data.generated.sum() == counts["kept_food_to_kitchen"] + counts["kept_kitchen_to_food"]
+        assert (
+            counts["inserted"]
+            == data.generated.sum()
+            == counts["kept_food_to_kitchen"] + counts["kept_kitchen_to_food"]
+        )
         assert counts["users_with_inserted"] == len(np.unique(data.user[data.generated]))
         assert counts["inserted_per_user"] == counts["inserted"] / 5
-        assert counts["share_kept_food_to_kitchen"] == counts["kept_food_to_kitchen"] / counts["generated_food_to_kitchen"]
+        assert (
+            counts["share_kept_food_to_kitchen"]
+            == counts["kept_food_to_kitchen"] / counts["generated_food_to_kitchen"]
+        )
         assert counts["above_tau_food_to_kitchen"] == counts["generated_food_to_kitchen"]
         # training: ff, fkk, fkk, fkk, fk before; u0 receives two kitchen items
         assert counts["mean_ratio_before"] == pytest.approx((1 + 1 / 3 + 1 / 3 + 1 / 3 + 0) / 5)

@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+import scipy.sparse as sp
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from toy import dataset
@@ -15,7 +16,9 @@ ORTHOGONAL = np.eye(9, dtype=np.float32)  # no item is like another
 def last_rows(data, domain):
     """Every distinct item of a user in the domain speaks for the user."""
     last = {(data.user[row], data.item[row]): row for row in range(len(data.user))}
-    return np.array(sorted(row for (_, item), row in last.items() if data.item_domain[item] == domain), np.int64)
+    return np.array(
+        sorted(row for (_, item), row in last.items() if data.item_domain[item] == domain), np.int64
+    )
 
 
 def propose(data, vectors=None, source=FOOD, n=10, rows=None):
@@ -40,11 +43,17 @@ def by_hand(count, popularity):
 class TestProposals:
     def test_items_that_others_have_with_the_representative_are_proposed_best_first(self):
         data = dataset(["f1", "f1 k1", "f1 k1 k2", "f2 k3"])
-        assert propose(data)["u0"] == [("k1", pytest.approx(by_hand(2, 2))), ("k2", pytest.approx(by_hand(1, 1)))]
+        assert propose(data)["u0"] == [
+            ("k1", pytest.approx(by_hand(2, 2))),
+            ("k2", pytest.approx(by_hand(1, 1))),
+        ]
 
     def test_evidence_adds_up_over_representatives(self):
         data = dataset(["f1 f2", "f1 k1", "f2 k2", "f1 k2"])
-        assert propose(data)["u0"] == [("k2", pytest.approx(by_hand(2, 2))), ("k1", pytest.approx(by_hand(1, 1)))]
+        assert propose(data)["u0"] == [
+            ("k2", pytest.approx(by_hand(2, 2))),
+            ("k1", pytest.approx(by_hand(1, 1))),
+        ]
 
     def test_of_equal_counts_the_less_popular_item_comes_first(self):
         data = dataset(["f1", "f1 k1 k2", "f2 k1", "f2 k1"])
@@ -56,7 +65,10 @@ class TestProposals:
 
     def test_a_repeated_purchase_counts_once(self):
         data = dataset(["f1", "f1 f1 k1 k1 k1", "f1 k2", "f1 k2"])
-        assert propose(data)["u0"] == [("k2", pytest.approx(by_hand(2, 2))), ("k1", pytest.approx(by_hand(1, 1)))]
+        assert propose(data)["u0"] == [
+            ("k2", pytest.approx(by_hand(2, 2))),
+            ("k1", pytest.approx(by_hand(1, 1))),
+        ]
 
     def test_what_the_user_has_is_not_proposed(self):
         data = dataset(["f1 k1", "f1 k1 k2"])
@@ -92,7 +104,10 @@ class TestProposals:
     def test_neighbours_share_one_unit_of_weight_by_their_cosine(self):
         data = dataset(["f1", "f2 k1", "f3 k2"])
         vectors = np.array([[1, 0, 0], [0.6, 0.8, 0], [0.8, -0.6, 0], [0, 0, 1], [0, 0, 1]], np.float32)
-        expected = [("k2", pytest.approx(by_hand(0.8 / 1.4, 1))), ("k1", pytest.approx(by_hand(0.6 / 1.4, 1)))]
+        expected = [
+            ("k2", pytest.approx(by_hand(0.8 / 1.4, 1))),
+            ("k1", pytest.approx(by_hand(0.6 / 1.4, 1))),
+        ]
         assert propose(data, vectors)["u0"] == expected
 
     def test_many_users_are_scored_in_blocks_without_mixing_them_up(self, monkeypatch):
@@ -108,8 +123,8 @@ ITEMS = ("f1", "f2", "f3", "f4", "k1", "k2", "k3", "k4", "k5")
 histories = st.lists(st.lists(st.sampled_from(ITEMS), max_size=7), min_size=1, max_size=7)
 
 
-def without_the_user(data, user, vectors, n):
-    """The definition, dense, on data from which the user's rows are gone: score of every item for the user."""
+def without_the_user(data, user, vectors):
+    """The definition, dense, on data from which the user's rows are gone: ``{item: score}`` for the user."""
     others = np.zeros((len(data.users), len(data.items)))
     rows = data.user != user
     others[data.user[rows], data.item[rows]] = 1
@@ -120,13 +135,20 @@ def without_the_user(data, user, vectors, n):
     for b in set(kitchen.tolist()) - own:
         score = 0.0
         for a in own & set(food.tolist()):
-            alike = sorted((-float(unit[a] @ unit[c]), c) for c in food.tolist() if c != a)[: offline.N_NEIGHBOURS]
+            alike = sorted((-float(unit[a] @ unit[c]), c) for c in food.tolist() if c != a)[
+                : offline.N_NEIGHBOURS
+            ]
             total = sum(max(-cosine, 0) for cosine, _ in alike)
             weight = {a: 1.0} | {c: max(-cosine, 0) / total for cosine, c in alike if total > 0}
             score += sum(w * (others[:, c] * others[:, b]).sum() for c, w in weight.items())
         if score > 0:
             scores[data.items[b]] = by_hand(score, others[:, b].sum())
     return scores
+
+
+def test_a_score_of_zero_is_never_among_the_best():
+    scores = sp.csr_matrix((np.array([0.0, 2.0]), ([0, 0], [1, 2])), (1, 3))
+    assert [part.tolist() for part in offline._best(scores, 5)] == [[0], [2], [2.0]]
 
 
 class TestOwnCounts:
@@ -137,7 +159,7 @@ class TestOwnCounts:
         vectors = np.random.default_rng(7).normal(size=(len(ITEMS), 3))
         found = propose(data, vectors, n=3)
         for user, name in enumerate(data.users):
-            scores = without_the_user(data, user, vectors, 3)
+            scores = without_the_user(data, user, vectors)
             best = sorted(scores.values(), reverse=True)[:3]
             assert [score for _, score in found[name]] == pytest.approx(best, rel=1e-5)
             assert all(score == pytest.approx(scores[item], rel=1e-5) for item, score in found[name])

@@ -21,7 +21,14 @@ from recbole_edt.profiles import (
 )
 from recbole_edt.split import TRAIN, leave_one_out, training_rows
 
-TITLES = {"f1": "green tea", "f2": "black tea", "f3": "rye bread", "k1": "iron pan", "k2": "steel pan", "k3": "kettle"}
+TITLES = {
+    "f1": "green tea",
+    "f2": "black tea",
+    "f3": "rye bread",
+    "k1": "iron pan",
+    "k2": "steel pan",
+    "k3": "kettle",
+}
 VECTORS = np.array([[1, 0], [1, 0.1], [0, 1], [1, 0], [1, 0.1], [0, 1]])  # f1 with f2, k1 with k2
 
 
@@ -55,7 +62,9 @@ class TestReform:
     def test_bins_of_a_fifth_are_closed_below(self, n_a, n_b, place):
         assert reform(n_a, n_b, ("food", "kitchen")) == BALANCE[place].format(major="food", minor="kitchen")
         if n_a != n_b:
-            assert reform(n_b, n_a, ("food", "kitchen")) == BALANCE[place].format(major="kitchen", minor="food")
+            assert reform(n_b, n_a, ("food", "kitchen")) == BALANCE[place].format(
+                major="kitchen", minor="food"
+            )
 
     def test_there_are_five_descriptions_and_at_most_ten_texts(self):
         assert len(set(BALANCE)) == 5
@@ -82,10 +91,11 @@ class TestSummarize:
         assert kitchen == [[], ["iron, pan"], []]
 
     def test_items_without_a_group_or_without_words_say_nothing(self):
-        data = data_of("f1 f2 f3")
+        data = data_of("f1 f2 f3", "")
         texts = ["green tea", "black tea", "", "", "", ""]
-        food, _ = summarize(data, np.array([-1, 0, 1, 0, 0, 0]), texts, n_words=5)
-        assert food == [["black, tea"]]
+        food, kitchen = summarize(data, np.array([-1, 0, 1, 0, 0, 0]), texts, n_words=5)
+        assert food == [["black, tea"], []]
+        assert kitchen == [[], []]
 
     def test_no_rows_have_no_summaries(self):
         assert summarize(data_of("", ""), np.zeros(6, int), list(TITLES.values()), 5) == ([[], []], [[], []])
@@ -110,7 +120,9 @@ class TestProfileUsers:
 
     def test_inserted_rows_count(self):
         texts, _ = profile(data_of("f1 *k1"))
-        assert texts == [f"{BALANCE[0].format(major='food', minor='kitchen')} In food: green, tea. In kitchen: iron, pan."]
+        assert texts == [
+            f"{BALANCE[0].format(major='food', minor='kitchen')} In food: green, tea. In kitchen: iron, pan."
+        ]
 
     def test_a_user_without_rows_has_no_profile(self):
         for pipeline in ("sra", "plain"):
@@ -127,7 +139,9 @@ class TestProfileUsers:
     def test_items_without_text_leave_the_balance(self):
         data = dataset(["f1 k1"], titles={"f1": "", "k1": ""})
         table = table_of(data, np.zeros((2, 2)))
-        assert profile_users(data, table, ProfileConfig())[0] == [BALANCE[0].format(major="food", minor="kitchen")]
+        assert profile_users(data, table, ProfileConfig())[0] == [
+            BALANCE[0].format(major="food", minor="kitchen")
+        ]
         texts, has_profile = profile_users(data, table, ProfileConfig(pipeline="plain"))
         assert texts == [""] and not has_profile.any()
 

@@ -19,7 +19,9 @@ def degrees_between(cosine):
 
 class TestCosine:
     def test_normalised_rows_have_length_one_and_zero_rows_stay_zero(self):
-        assert similarity.normalise(np.array([[3, 4], [0, 0]])) == pytest.approx(np.array([[0.6, 0.8], [0, 0]]))
+        assert similarity.normalise(np.array([[3, 4], [0, 0]])) == pytest.approx(
+            np.array([[0.6, 0.8], [0, 0]])
+        )
 
     def test_the_input_is_left_alone(self):
         vectors = np.array([[3, 4]], np.float32)
@@ -124,7 +126,9 @@ class TestNearestCosineQuantile:
 
     def test_items_without_text_are_left_out(self):
         vectors = np.concatenate([at_angles(0, 10, 30), np.zeros((50, 2))])
-        assert degrees_between(similarity.nearest_cosine_quantile(vectors, 0, 0)) == pytest.approx(20, abs=0.05)
+        assert degrees_between(similarity.nearest_cosine_quantile(vectors, 0, 0)) == pytest.approx(
+            20, abs=0.05
+        )
 
     def test_a_sample_is_compared_with_everything(self):
         vectors = np.repeat(np.random.default_rng(0).normal(size=(100, 8)), 2, axis=0)  # each item has a twin
@@ -146,7 +150,9 @@ def represent(data, groups, distances, domain=0):
 class TestRepresentatives:
     def test_the_item_nearest_its_centroid_stands_for_its_cluster(self):
         data = dataset(["f1 f2 f3 f4"])
-        rows, items = represent(data, {"f1": 0, "f2": 1, "f3": 0, "f4": 1}, {"f1": 2, "f2": 3, "f3": 1, "f4": 4})
+        rows, items = represent(
+            data, {"f1": 0, "f2": 1, "f3": 0, "f4": 1}, {"f1": 2, "f2": 3, "f3": 1, "f4": 4}
+        )
         assert items == ["f2", "f3"]  # in time order
         assert rows == [1, 2]
 
@@ -169,12 +175,18 @@ class TestRepresentatives:
         assert represent(dataset(["f1 f2"]), {"f2": 0}, {"f1": 0, "f2": 5})[1] == ["f2"]
         assert represent(dataset(["f1 f2"]), {}, {})[1] == []
 
-    @given(st.lists(st.lists(st.sampled_from(["f1", "f2", "f3", "f4", "k1"]), max_size=8), min_size=1, max_size=5))
+    @given(
+        st.lists(
+            st.lists(st.sampled_from(["f1", "f2", "f3", "f4", "k1"]), max_size=8), min_size=1, max_size=5
+        )
+    )
     def test_every_cluster_a_user_has_met_speaks_once(self, histories):
         data = dataset([" ".join(history) for history in histories])
         groups = {"f1": 0, "f2": 0, "f3": 1, "f4": 1, "k1": 0}
         rows, items = represent(data, groups, {"f1": 1, "f2": 1, "f3": 2, "f4": 1})
         spoken = [(data.user[row], groups[item]) for row, item in zip(rows, items, strict=True)]
-        met = {(user, groups[item]) for user, history in enumerate(histories) for item in history if item != "k1"}
+        met = {
+            (user, groups[item]) for user, history in enumerate(histories) for item in history if item != "k1"
+        }
         assert len(spoken) == len(set(spoken)) and set(spoken) == met
         assert rows == sorted(rows)

@@ -8,7 +8,7 @@ from recbole_edt.embeddings import EmbeddingTable
 
 
 def dataset(rows, items=(), titles=None):
-    """Data from one text per user, such as ``"f1 k1 *f2"``: f is food, k kitchen, a star marks a generated row.
+    """Data from one text per user, such as ``"f1 k1 *f2"``: f is food, k kitchen, a star a generated row.
 
     ``items`` adds catalogue items that nobody has; ``titles`` maps items to their text (default: the token).
     """
@@ -23,7 +23,9 @@ def dataset(rows, items=(), titles=None):
         items=catalogue,
         domains=("food", "kitchen"),
         item_domain=np.array([token[0] == "k" for token in catalogue], dtype=np.int8),
-        item_fields=pd.DataFrame({"title": [(titles or {}).get(item, item) for item in catalogue]}, dtype=object),
+        item_fields=pd.DataFrame(
+            {"title": [(titles or {}).get(item, item) for item in catalogue]}, dtype=object
+        ),
         virtual=np.zeros(len(catalogue), dtype=bool),
         user=user,
         item=np.array([list(catalogue).index(token) for token in tokens], dtype=np.int64),
@@ -35,7 +37,9 @@ def dataset(rows, items=(), titles=None):
 
 def sequences(data):
     """The inverse of ``dataset``: one text per user."""
-    words = [("*" if new else "") + data.items[item] for item, new in zip(data.item, data.generated, strict=True)]
+    words = [
+        ("*" if new else "") + data.items[item] for item, new in zip(data.item, data.generated, strict=True)
+    ]
     return [" ".join(words[a:b]) for a, b in zip(data.offsets[:-1], data.offsets[1:], strict=True)]
 
 
@@ -56,4 +60,6 @@ class LetterEmbedder:
 
     def embed(self, texts):
         self.asked += texts
-        return np.array([[text.count(letter) for letter in "abcd"] for text in texts], np.float32).reshape(-1, 4)
+        return np.array([[text.count(letter) for letter in "abcd"] for text in texts], np.float32).reshape(
+            -1, 4
+        )

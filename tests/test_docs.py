@@ -1,0 +1,55 @@
+"""README and ready configurations tell the truth about keys, commands and stages."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+
+from recbole_edt import __version__, config
+from recbole_edt.cli import STAGES
+from recbole_edt.model import ModelSettings
+from recbole_edt.trainer import PhaseConfig
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+CONFIGS = sorted((ROOT / "dataset_configs").glob("*.yaml"))
+
+
+def documented() -> set[str]:
+    table = README.partition("## Settings of this library")[2].partition("\n## ")[0]
+    first_cells = [line.split("|")[1] for line in table.splitlines() if line.startswith("|")]
+    return {key for cell in first_cells for key in re.findall(r"`([\w.]+)`", cell)}
+
+
+def test_every_key_of_ours_is_in_the_readme_and_no_other():
+    groups = {f"{name}.{f.name}" for name, cls in config.GROUPS.items() for f in fields(cls)}
+    own = {f.name for cls in (ModelSettings, PhaseConfig) for f in fields(cls)}
+    assert documented() == (config.OWN - set(config.GROUPS)) | groups | own | (set(config.DATASET_KEYS))
+
+
+@pytest.mark.parametrize("key, default", [(f.name, f.default) for f in fields(ModelSettings)])
+def test_the_readme_names_the_defaults_of_the_model(key, default):
+    row = next(line for line in README.splitlines() if line.startswith("|") and f"`{key}`" in line.split("|")[1])
+    named = re.findall(r"`([\w.]+)`", row.split("|")[1])
+    value = row.split("|")[2].replace("`", "").split(",")[named.index(key)].strip()
+    assert value == str(default).lower().replace("sasrec", "SASRec").replace("bpr", "BPR").replace("0.0", "0")
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_every_ready_configuration_loads_and_says_how_to_run_it(path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    assert config.load(path.stem).dataset == path.stem
+    assert path.read_text(encoding="utf-8").startswith("# python run_edt.py")
+
+
+def test_there_are_configurations_and_stages_to_look_at():
+    assert len(CONFIGS) >= 3
+    assert all(f"`{stage}`" in README for stage in STAGES)
+
+
+def test_the_version_is_the_same_everywhere():
+    assert f'version="{__version__}"' in (ROOT / "setup.py").read_text(encoding="utf-8")
+    assert f"## {__version__}" in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")

@@ -1,0 +1,111 @@
+"""Stages on files: own vectors, items without text, work that is not done twice, and one folder per result."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import QUICK
+
+from recbole_edt import atomic, config, embeddings, pipeline
+from recbole_edt.errors import DataError
+
+
+def silent(line: str) -> None:
+    pass
+
+
+def settings(**keys):
+    return config.load("tiny", [], {**QUICK, **keys})
+
+
+def augmented(**keys) -> atomic.TwoDomainData:
+    for stage in ("embed", "augment"):
+        pipeline.STAGES[stage](settings(**keys), silent)
+    return atomic.read(Path("atomic_files/tiny-edt"), "tiny-edt")
+
+
+def test_own_vectors_take_the_place_of_the_embedder(workplace):
+    items = pipeline.read(settings()).items
+    rng = np.random.default_rng(0)
+    vectors = rng.normal(size=(len(items), 4)).astype(np.float32)
+    lines = [f"{item}\t{' '.join(map(repr, row.tolist()))}" for item, row in zip(items[1:], vectors[1:], strict=True)]
+    Path("own.itememb").write_text("\n".join(["iid:token\tv:float_seq", *lines]) + "\n", encoding="utf-8")
+    said = []
+    pipeline.embed(settings(**{"embed.vectors": "own.itememb"}), said.append)
+    assert f"{len(items) - 1} distinct, with own.itememb; 1 without text or vector" in said[0]
+    table = embeddings.EmbeddingTable.load(Path("atomic_files/tiny/tiny.itemvec.safetensors"))
+    np.testing.assert_array_equal(table.lookup(items), np.vstack([np.zeros((1, 4)), vectors[1:]]))
+    dropped = augmented(**{"embed.vectors": "own.itememb", "embed.missing_text": "drop"})
+    assert list(dropped.items) == list(items[1:])
+
+
+def test_own_vectors_of_other_items_are_refused(workplace):
+    Path("own.itememb").write_text("iid:token\tv:float_seq\nnobody\t1 2\n", encoding="utf-8")
+    with pytest.raises(DataError, match="has a vector for none of the 30 items"):
+        pipeline.embed(settings(**{"embed.vectors": "own.itememb"}), silent)
+
+
+def test_items_without_text_stay_or_go_by_name_of_the_policy(workplace):
+    path = Path("atomic_files/tiny/tiny.item")
+    lines = path.read_text(encoding="utf-8").splitlines()
+    token, domain, _ = lines[1].split("\t")
+    path.write_text("\n".join([lines[0], f"{token}\t{domain}\t", *lines[2:]]) + "\n", encoding="utf-8")
+    assert token in augmented().items
+    assert token not in augmented(**{"embed.missing_text": "drop"}).items
+
+
+def test_a_stage_whose_inputs_have_not_changed_writes_nothing(workplace):
+    for stage in ("embed", "augment", "profile"):
+        pipeline.STAGES[stage](settings(), silent)
+    before = {path: path.stat().st_mtime_ns for path in workplace.rglob("*") if path.is_file()}
+    for stage in ("embed", "augment", "profile"):
+        pipeline.STAGES[stage](settings(), silent)
+    assert before == {path: path.stat().st_mtime_ns for path in workplace.rglob("*") if path.is_file()}
+    pipeline.augment_data(settings(**{"augment.k": 1}), silent)
+    inter = workplace / "atomic_files/tiny-edt/tiny-edt.inter"
+    assert inter.stat().st_mtime_ns != before[inter]
+
+
+def test_k_core_holds_in_the_augmented_files_too(workplace):
+    data = augmented(k_core=3)
+    raw = ~data.generated
+    assert np.bincount(data.item[raw], minlength=len(data.items)).min() >= 3
+    part = data.user[raw] * 2 + data.item_domain[data.item[raw]]
+    assert np.unique(part, return_counts=True)[1].min() >= 3
+
+
+def folder_of(**keys) -> str:
+    experiment = pipeline.open_experiment(settings(**keys))
+    return str(pipeline.run_directory(experiment, "SASRec")), str(pipeline.run_directory(experiment, "LLMEDT"))
+
+
+def test_a_run_folder_is_named_after_everything_that_shapes_its_result(workplace):
+    for stage in ("embed", "augment", "profile"):
+        pipeline.STAGES[stage](settings(), silent)
+    sasrec, llmedt = folder_of()
+    assert (sasrec, llmedt) == folder_of()
+    other_rate = folder_of(learning_rate=0.5)
+    assert other_rate[0] != sasrec and other_rate[1] != llmedt
+    assert folder_of(candidates="all")[0].split("/")[1] != sasrec.split("/")[1]
+    # other augmented rows matter to LLM-EDT, and not to a model that never sees them
+    pipeline.augment_data(settings(**{"augment.k": 1}), silent)
+    again = folder_of()
+    assert again[0] == sasrec and again[1] != llmedt
+
+
+def test_sampled_candidates_are_stored_and_of_the_targets_domain(workplace):
+    for stage in ("embed", "augment", "profile"):
+        pipeline.STAGES[stage](settings(), silent)
+    experiment = pipeline.open_experiment(settings(candidates="sampled-3"))
+    dataset = experiment.dataset
+    for part, mark in (("validation", 1), ("test", 2)):
+        table = experiment.candidates[part]
+        assert (experiment.folder / f"candidates-{part}.npy").is_file()
+        rows = dataset.sequences.raw(dataset.item_domain)
+        target = dict(zip(rows.user[rows.mark == mark].tolist(), rows.item[rows.mark == mark].tolist(), strict=True))
+        for user, ids in zip(table.user.tolist(), table.ids.tolist(), strict=True):
+            own = set(rows.item[rows.user == user].tolist())
+            assert len(set(ids)) == 3 and not own & set(ids)
+            assert {int(dataset.item_domain[i]) for i in ids} == {int(dataset.item_domain[target[user]])}
