@@ -12,6 +12,7 @@ from typing import Any
 
 import recbole
 import torch
+from recbole.data.interaction import Interaction
 from recbole.model.abstract_recommender import SequentialRecommender
 from recbole.utils import InputType, get_model
 from torch import Tensor, nn
@@ -25,6 +26,8 @@ from recbole_edt.layers import Adapter, AllPositions, ItemEncoder, last_state
 
 # RecBole models whose states are causal and come out at every position (see AllPositions).
 BACKBONES = ("SASRec", "GRU4Rec")
+# Fields of fine-tuning's batches.
+STATE, OWN_STATE, HAS_OWN = "state", "own_state", "has_own"
 LOSSES = ("BPR", "BCE", "CE", "SSM")
 REPRESENTATIONS = ("llm", "id", "llm+id")
 
@@ -160,15 +163,14 @@ class LLMEDT(SequentialRecommender):
 
     def calculate_loss(self, interaction: Any) -> tuple[Tensor, ...] | Tensor:
         """Pre-training: Eq. 9, and alpha times Eq. 13 if profiles are on. Fine-tuning: Eq. 12 of A and of B."""
+        if self.phase == "finetune":
+            return self._finetuning_loss(interaction)
         targets = interaction[TARGET_SEQ]
         counted = targets > 0  # [B, L]
         target = targets[counted]  # [T]
         user = interaction[self.USER_ID].unsqueeze(1).expand_as(targets)[counted]
         domain = self.item_domain[target] - 1  # [T], 0 A and 1 B
         negative = self._negatives(user, domain)
-        if self.phase == "finetune":
-            vector = self._adapted_states(interaction, counted, domain)
-            return tuple(loss for loss, _ in self._domain_losses(vector, target, domain, negative))
         with self.item_embedding.shared(interaction[self.ITEM_SEQ], target, negative):
             states = self.backbone.states(interaction[self.ITEM_SEQ], interaction[self.ITEM_SEQ_LEN])
             parts = self._domain_losses(states[counted], target, domain, negative)
@@ -176,6 +178,20 @@ class LLMEDT(SequentialRecommender):
         if self.profile_adapter is None:
             return loss
         return loss, self.settings.alpha * self._alignment(interaction, states)
+
+    def _finetuning_loss(self, interaction: Any) -> tuple[Tensor, ...]:
+        if STATE not in interaction:
+            interaction = self.frozen_states(interaction)
+        target = interaction[self.ITEM_ID]
+        domain = self.item_domain[target] - 1
+        negative = self._negatives(interaction[self.USER_ID], domain)
+        with torch.no_grad():
+            _ = self.item_embedding.weight  # computed once an epoch, then looked up
+        vector = interaction[STATE]
+        for d, adapter in enumerate(self.user_adapters):
+            mine = torch.nonzero((domain == d) & interaction[HAS_OWN]).squeeze(1)
+            vector = vector.index_add(0, mine, adapter(interaction[OWN_STATE][mine]))
+        return tuple(loss for loss, _ in self._domain_losses(vector, target, domain, negative))
 
     def _negatives(self, user: Tensor, domain: Tensor) -> Tensor:
         """Negatives of the target's domain: ``[T, n]`` of the user's own, or ``[2, n]`` shared by the batch."""
@@ -222,23 +238,29 @@ class LLMEDT(SequentialRecommender):
         s = self.settings
         return losses.alignment_loss(state, profile, s.align_temperature, s.align_denominator)
 
-    def _adapted_states(self, interaction: Any, counted: Tensor, domain: Tensor) -> Tensor:
-        """``u~ + u^d`` for each target (Eq. 10, 11), ``[T, H]``: both from before the target, backbone frozen."""
-        item_seq = interaction[self.ITEM_SEQ]
-        with torch.no_grad():
-            _ = self.item_embedding.weight  # computed once, then looked up
-            vector = self.backbone.states(item_seq, interaction[self.ITEM_SEQ_LEN])[counted]  # [T, H]
+    @torch.no_grad()
+    def frozen_states(self, interaction: Any) -> Interaction:
+        """What fine-tuning needs of the frozen backbone, one row per target ``[T]``.
+
+        ``state`` is u~ and ``own_state`` is h^d of the target's domain (Eq. 10), both from before the target;
+        ``has_own`` is False where the user had no item of that domain yet.
+        """
+        targets, item_seq = interaction[TARGET_SEQ], interaction[self.ITEM_SEQ]
+        counted = targets > 0
+        target = targets[counted]
+        state = self.backbone.states(item_seq, interaction[self.ITEM_SEQ_LEN])[counted]  # [T, H]
+        own, has_own = torch.zeros_like(state), torch.zeros_like(target, dtype=torch.bool)
         row = torch.nonzero(counted)[:, 0]
-        for d, adapter in enumerate(self.user_adapters):
-            sequence, length = interaction[DOMAIN_SEQ[d]], interaction[DOMAIN_SEQ_LEN[d]]
-            with torch.no_grad():
-                states = self.backbone.states(sequence, length)
+        for d in (0, 1):
+            length = interaction[DOMAIN_SEQ_LEN[d]]
+            states = self.backbone.states(interaction[DOMAIN_SEQ[d]], length)
             # Position in the domain's sequence of its latest item before each target.
             seen = (self.item_domain[item_seq] == d + 1).cumsum(1)
             position = (length.unsqueeze(1) - 1 - (seen[:, -1:] - seen))[counted]
-            mine = torch.nonzero((domain == d) & (position >= 0)).squeeze(1)
-            vector = vector.index_add(0, mine, adapter(states[row[mine], position[mine]]))
-        return vector
+            mine = (self.item_domain[target] == d + 1) & (position >= 0)
+            own[mine], has_own[mine] = states[row[mine], position[mine]], True
+        user = interaction[self.USER_ID][row]
+        return Interaction({self.USER_ID: user, self.ITEM_ID: target, STATE: state, OWN_STATE: own, HAS_OWN: has_own})
 
     # ---- inference -----------------------------------------------------------------------------------------------
 

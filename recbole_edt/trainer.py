@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import random
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -15,12 +16,18 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
+from recbole.data.interaction import Interaction
 from recbole.trainer import Trainer
 from recbole.utils import get_trainer
 from tqdm import tqdm
 
 from recbole_edt.errors import ConfigError, DataError
 from recbole_edt.files import write_safely, write_text
+from recbole_edt.model import STATE
+from recbole_edt.split import TRAIN
+
+# Frozen states of fine-tuning are kept in memory up to this size, and else computed for each batch.
+STATE_CACHE_BYTES = 2**31
 
 
 @dataclass(frozen=True)
@@ -195,6 +202,41 @@ def trainer_class(model_type: Any, name: str) -> type:
     return LLMEDTTrainer if name == "LLMEDT" else resumable(get_trainer(model_type, name))
 
 
+class FrozenStates:
+    """Training batches of fine-tuning: single targets with their frozen states, which are computed once.
+
+    Args:
+        model: frozen.
+        train_data: the loader of pre-training; its number of batches is kept.
+    """
+
+    shuffle = True
+
+    def __init__(self, model: Any, train_data: Any) -> None:
+        self._dataset = self.dataset = train_data._dataset
+        self.generator = train_data.generator
+        model.eval()
+        rows = torch.arange(len(self._dataset)).split(256)  # always in the same order, for resume
+        bar = tqdm(rows, desc="frozen states", delay=1, leave=False, disable=None)
+        parts = [model.frozen_states(self._dataset[index].to(model.device)) for index in bar]
+        self.targets = Interaction({key: torch.cat([part[key] for part in parts]) for key in parts[0].columns})
+        self.n_batches = len(train_data)
+
+    def __len__(self) -> int:
+        return self.n_batches
+
+    def __iter__(self) -> Iterator[Interaction]:
+        order = torch.randperm(len(self.targets), generator=self.generator)
+        for index in order.tensor_split(self.n_batches):
+            yield self.targets[index.to(self.targets[STATE].device)]
+
+    @staticmethod
+    def n_bytes(model: Any, train_data: Any) -> int:
+        """Memory that the states of all training targets take, at most."""
+        n_targets = int((train_data._dataset.sequences.mark == TRAIN).sum())
+        return 8 * n_targets * model.settings.hidden_size
+
+
 class LLMEDTTrainer(ResumableTraining, Trainer):
     """Pre-trains, loads the best weights, freezes them, and fine-tunes the user adapters (section 3.5)."""
 
@@ -229,6 +271,8 @@ class LLMEDTTrainer(ResumableTraining, Trainer):
         if self.phase_config.finetune_epochs == 0:
             return self.best_valid_score, self.best_valid_result
         self._start_finetuning()
+        if FrozenStates.n_bytes(self.model, train_data) <= STATE_CACHE_BYTES:
+            train_data = FrozenStates(self.model, train_data)
         return super().fit(train_data, valid_data, verbose, saved, show_progress, callback_fn)
 
     def _load_pretrained(self, path: str) -> None:

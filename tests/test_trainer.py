@@ -11,8 +11,9 @@ import torch
 from conftest import QUICK
 
 from recbole_edt import config, pipeline
+from recbole_edt.dataset import TARGET_SEQ
 from recbole_edt.errors import ConfigError, DataError
-from recbole_edt.trainer import PhaseConfig, load_checkpoint, random_state, set_random_state
+from recbole_edt.trainer import FrozenStates, PhaseConfig, load_checkpoint, random_state, set_random_state
 
 
 @pytest.fixture
@@ -83,6 +84,32 @@ def test_a_run_that_was_killed_continues_bit_for_bit(run, workplace, name, batch
     assert whole.best_valid_score == again.best_valid_score
 
 
+def test_states_that_were_kept_give_the_losses_of_states_computed_anew(run):
+    trainer, train_data, *_ = run("LLMEDT", "run", hidden_dropout_prob=0.5)
+    model = trainer.model
+    model.start_finetuning()
+    model.train()
+    for adapter in model.user_adapters:
+        torch.nn.init.normal_(adapter.outer.weight)
+    kept = FrozenStates(model, train_data)
+    targets = [batch[TARGET_SEQ][batch[TARGET_SEQ] > 0] for batch in train_data]
+    assert len(kept.targets) == sum(map(len, targets))
+    assert sum(len(batch) for batch in kept) == len(kept.targets) and len(list(kept)) == len(train_data)
+    model._negatives = lambda user, domain: torch.stack([model.pools[d][:1] for d in domain.tolist()])
+    index = torch.arange(len(train_data._dataset))
+    expected = model.calculate_loss(train_data._dataset[index])
+    for one, other in zip(model.calculate_loss(kept.targets), expected, strict=True):
+        torch.testing.assert_close(one, other)
+
+
+def test_states_too_large_to_keep_are_computed_for_each_batch(run, workplace, monkeypatch):
+    monkeypatch.setattr("recbole_edt.trainer.STATE_CACHE_BYTES", 0)
+    monkeypatch.setattr("recbole_edt.trainer.FrozenStates.__init__", None)  # would fail if it were made
+    trainer, train_data, valid_data, _ = run("LLMEDT", "run")
+    trainer.fit(train_data, valid_data)
+    assert [row["phase"] for row in trainer.epoch_log][-1] == "finetune"
+
+
 def test_finetuning_starts_from_the_best_pretrained_weights_and_changes_only_adapters(run, workplace):
     trainer, *data = run("LLMEDT", "run", finetune_learning_rate=0.05)
     trainer.fit(*data[:2])
@@ -116,7 +143,7 @@ def test_without_finetuning_the_pretrained_checkpoint_is_the_result(run, workpla
 
 
 def test_early_stopping_is_told_from_the_epoch_cap(run):
-    trainer, train_data, valid_data, _ = run("SASRec", "run", epochs=50, stopping_step=1, learning_rate=0.0)
+    trainer, train_data, valid_data, _ = run("SASRec", "run", epochs=50)
     with pytest.raises(ConfigError):
         PhaseConfig.read({**dict.fromkeys(PhaseConfig.__dataclass_fields__), "finetune_epochs": -1})
     trainer.stopping_step = 0
