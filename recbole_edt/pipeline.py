@@ -11,6 +11,7 @@ import dataclasses
 import json
 import logging
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -29,7 +30,7 @@ import recbole_edt
 from recbole_edt import atomic, augment, embeddings, profiles, raw, report, split
 from recbole_edt.baselines import SEQUENCE_ROWS, sequence_trained
 from recbole_edt.candidates import CandidateTable
-from recbole_edt.config import RUN_DEFAULTS, Settings, model_values, read_file, recbole_config
+from recbole_edt.config import RUN_DEFAULTS, Settings, model_values, recbole_config
 from recbole_edt.dataset import EDTDataset, SequenceLoader, eval_loader
 from recbole_edt.errors import DataError
 from recbole_edt.evaluation import RankCollector, RankEvaluator, read_ranks, standard_groups, write_ranks
@@ -92,7 +93,7 @@ def augment_data(settings: Settings, say: Say) -> None:
     table = embeddings.EmbeddingTable.load(_vectors(settings))
     data = _with_text(settings, table)
     folder, name = _augmented_folder(settings), settings.augmented
-    outputs = [folder / f"{name}.inter", folder / f"{name}.item", _item_vectors(settings)]
+    outputs = _augmented_files(settings)
     inputs = sha256_of(_content_hash(data), _vectors(settings), asdict(settings.augment), recbole_edt.__version__)
     manifest = folder / "augment.json"
     if not is_current(manifest, inputs, outputs):
@@ -140,6 +141,9 @@ def _read_augmented(settings: Settings) -> atomic.TwoDomainData:
     path = _augmented_folder(settings) / f"{settings.augmented}.inter"
     if not path.is_file():
         raise DataError(f"{path} does not exist: run the stage augment first (--dataset={settings.dataset})")
+    manifest = path.parent / "augment.json"
+    if manifest.is_file() and not is_current(manifest, read_json(manifest)["inputs_hash"], _augmented_files(settings)):
+        raise DataError(f"the files in {path.parent} are not as the stage augment wrote them: run it again")
     return atomic.read(path.parent, settings.augmented, settings.domains)
 
 
@@ -172,6 +176,11 @@ def _vectors(settings: Settings) -> Path:
 
 def _augmented_folder(settings: Settings) -> Path:
     return settings.data_path / settings.augmented
+
+
+def _augmented_files(settings: Settings) -> list[Path]:
+    folder, name = _augmented_folder(settings), settings.augmented
+    return [folder / f"{name}.inter", folder / f"{name}.item", _item_vectors(settings)]
 
 
 def _item_vectors(settings: Settings) -> Path:
@@ -387,7 +396,9 @@ def _log_to(path: Path) -> Iterator[None]:
     file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     root.handlers, root.level = [file], logging.INFO
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", category=FutureWarning, module=r"recbole\.")  # its old names of torch
+            yield
     finally:
         root.handlers, root.level = handlers, level
         file.close()
@@ -453,7 +464,7 @@ def compare(settings: Settings, say: Say) -> None:
         title,
         note,
         reference="LLMEDT" if "LLMEDT" in settings.models else None,
-        settings={name: read_file(run_directory(experiment, name) / "config.yaml") for name in settings.models},
+        settings={name: model_values(settings, name) for name in settings.models},
         versions=library_versions(),
         reproduce=f"python run_edt.py --dataset={settings.dataset}",
         figure="curves.png",

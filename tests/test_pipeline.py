@@ -68,6 +68,14 @@ def test_a_stage_whose_inputs_have_not_changed_writes_nothing(workplace):
     assert inter.stat().st_mtime_ns != before[inter]
 
 
+def test_augmented_files_that_were_changed_by_hand_are_not_trained_on(workplace):
+    augmented()
+    path = Path("atomic_files/tiny-edt/tiny-edt.inter")
+    path.write_text(path.read_text(encoding="utf-8") + "u0\tf1\t1\t0\n", encoding="utf-8")
+    with pytest.raises(DataError, match="not as the stage augment wrote them: run it again"):
+        pipeline.open_experiment(settings())
+
+
 def test_k_core_holds_in_the_augmented_files_too(workplace):
     data = augmented(k_core=3)
     raw = ~data.generated
