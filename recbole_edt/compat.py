@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.metadata
+import io
 import sys
 import warnings
 from typing import Any
@@ -228,10 +229,6 @@ def save_plain_checkpoint(self: Any, epoch: int, verbose: bool = True, **kwargs:
 
     The original pickles the whole ``Config``, which torch 2.6 and later refuse to load.
     """
-    import torch
-
-    from recbole_edt.files import write_safely
-
     if not self.config["single_spec"] and self.config["local_rank"] != 0:
         return
     path = kwargs.pop("saved_model_file", self.saved_model_file)
@@ -244,11 +241,24 @@ def save_plain_checkpoint(self: Any, epoch: int, verbose: bool = True, **kwargs:
         "other_parameter": {key: _plain(value) for key, value in self.model.other_parameter().items()},
         "optimizer": self.optimizer.state_dict(),
     }
-    with write_safely(path) as temporary:
-        with open(temporary, "wb") as file:  # a full disk is then an OSError
-            torch.save(state, file)
+    write_checkpoint(path, state)
     if verbose:
         self.logger.info(f"Saving current: {path}")
+
+
+def write_checkpoint(path: Any, state: dict[str, Any]) -> None:
+    """Write tensors and plain values as torch does, whole or not at all.
+
+    Raises: DataError if the file cannot be written; torch itself hides a full disk behind a RuntimeError.
+    """
+    import torch
+
+    from recbole_edt.files import write_safely
+
+    content = io.BytesIO()
+    torch.save(state, content)
+    with write_safely(path) as temporary:
+        temporary.write_bytes(content.getbuffer())
 
 
 def _plain(value: Any) -> Any:

@@ -16,7 +16,7 @@ from typing import Any
 
 import yaml
 from recbole.config import Config
-from recbole.utils import ModelType, argument_list
+from recbole.utils import ModelType, argument_list, get_model
 
 from recbole_edt import compat
 from recbole_edt.augment import AugmentConfig
@@ -38,6 +38,9 @@ DATASET_KEYS = (
 
 # Models that baselines.py trains by whole sequences.
 SEQUENCE_MODELS = ("SASRec", "GRU4Rec", "BERT4Rec")
+
+# Models that need item features, a knowledge graph, a data set class of their own, or training in several stages.
+NEED_MORE = ("DIEN", "DIN", "FDSA", "FEARec", "GRU4RecF", "GRU4RecKG", "KSR", "S3Rec", "SASRecF", "RaCT")
 
 # Ours instead of RecBole's defaults, for every model alike.
 RUN_DEFAULTS: dict[str, Any] = {
@@ -65,7 +68,8 @@ RANGES: dict[str, tuple[float, float]] = {
     **dict.fromkeys(("n_layers", "n_heads", "num_layers"), (1, math.inf)),
     **dict.fromkeys(("hidden_dropout_prob", "attn_dropout_prob", "dropout_prob", "adapter_dropout"), (0, 1)),
     **dict.fromkeys(("mask_ratio", "ft_ratio"), (0, 1)),
-    **dict.fromkeys(("learning_rate", "finetune_learning_rate"), (1e-12, 1e3)),
+    "learning_rate": (0, 1e3),
+    "finetune_learning_rate": (1e-12, 1e3),
     "weight_decay": (0, math.inf),
     "seed": (0, 2**32 - 1),
 }
@@ -352,7 +356,7 @@ def _group(name: str, cls: type, value: Any, fault: Fault) -> Any:
         return cls()
     allowed = {f.name for f in fields(cls)}
     given = value or {}
-    for key in given.keys() - allowed:
+    for key in [one for one in given if one not in allowed]:
         fault(f"{name}.{key}", _unknown(f"{name}.{key}", {f"{name}.{one}" for one in allowed}))
     group = cls(**{key: one for key, one in given.items() if key in allowed})
     for message in group.faults():
@@ -520,15 +524,30 @@ def check_model(settings: Settings, model: str) -> None:
 
     Raises: ConfigError if the settings of one model do not fit together.
     """
+    if model != "LLMEDT":
+        _check_needs(model)
     values = {**_defaults(model), **model_values(settings, model)}
     if model in SEQUENCE_MODELS and values["loss_type"] not in ("BPR", "CE"):
         raise ConfigError(
             f"{model}: loss_type: {values['loss_type']!r} is not one of BPR, CE; "
             "a loss for LLMEDT alone goes under model_settings.LLMEDT"
         )
-    heads = values.get("n_heads", 1)
-    if values.get("hidden_size", heads) % heads:
+    heads = values["n_heads"] if "n_heads" in _defaults(model) else 1
+    if values.get("hidden_size", 0) % heads:
         raise ConfigError(f"{model}: hidden_size: {values['hidden_size']} is not a multiple of n_heads, {heads}")
+
+
+def _check_needs(model: str) -> None:
+    """Whether users, items and time are all that a model of RecBole trains on."""
+    try:
+        kind = get_model(model).type
+    except ImportError as error:
+        raise ConfigError(f"{model}: {error}; install it, or choose another model") from None
+    if model in NEED_MORE or kind not in (ModelType.GENERAL, ModelType.TRADITIONAL, ModelType.SEQUENTIAL):
+        raise ConfigError(
+            f"{model} needs more than interactions, such as features or a knowledge graph; "
+            "choose a general or sequential model, such as BPR or SASRec"
+        )
 
 
 # ---- RecBole -----------------------------------------------------------------------------------------------------
@@ -634,7 +653,6 @@ def recbole_config(settings: Settings, model: str, dataset: str, checkpoint_dir:
     """
     compat.check()
     compat.apply()
-    check_model(settings, model)
     values = model_values(settings, model)
     values.update(
         data_path=str(settings.data_path), checkpoint_dir=str(checkpoint_dir), domains=settings.domains

@@ -19,6 +19,7 @@ from recbole_edt.dataset import EDTDataset, Sequences
 from recbole_edt.errors import DataError
 from recbole_edt.files import read_json
 from recbole_edt.model import LLMEDT
+from recbole_edt.split import leave_one_out, split_hash
 from recbole_edt.trainer import load_checkpoint
 
 
@@ -54,8 +55,10 @@ class Recommender:
             seen: whether items of the history may be recommended.
 
         Returns: columns ``domain``, ``rank`` (from 1), ``item``, ``title``, ``score``.
-        Raises: DataError for an empty history, an unknown item or an unknown domain.
+        Raises: DataError for an empty history, an unknown item, an unknown domain or ``k`` below 1.
         """
+        if k < 1:
+            raise DataError(f"k: {k} is below 1")
         unknown = [token for token in history if token not in self._item_id or token == self.items[0]]
         if unknown or not len(history):
             raise DataError(f"history: {f'unknown item {unknown[0]!r}' if unknown else 'it is empty'}")
@@ -136,6 +139,8 @@ def load(run_dir: str | Path, data_path: str | Path | None = None) -> Recommende
     )
     config = recbole_config(settings, name, dataset_name, run_dir)
     dataset = EDTDataset(config)
+    if split_hash(dataset.source, leave_one_out(dataset.source)) != result["split_hash"]:
+        raise DataError(f"the data in {config['data_path']} have changed since {run_dir} was trained: train again")
     dataset._change_feat_format()
     return open_model(config, dataset, name, run_dir, result["rows"], result["sees_generated"])
 

@@ -21,8 +21,9 @@ from recbole.trainer import Trainer
 from recbole.utils import get_trainer
 from tqdm import tqdm
 
+from recbole_edt.compat import write_checkpoint
 from recbole_edt.errors import ConfigError, DataError
-from recbole_edt.files import write_safely, write_text
+from recbole_edt.files import write_text
 from recbole_edt.model import STATE
 from recbole_edt.split import TRAIN
 
@@ -159,9 +160,7 @@ class ResumableTraining:
             "random": random_state(),
             "generator": None if generator is None else generator.get_state(),
         }
-        with write_safely(self.run_dir / "last.pth") as temporary:
-            with open(temporary, "wb") as file:  # a full disk is then an OSError
-                torch.save(state, file)
+        write_checkpoint(self.run_dir / "last.pth", state)
 
     def _saved_state(self: Any) -> dict[str, Any] | None:
         path = None if self.run_dir is None else self.run_dir / "last.pth"
@@ -268,6 +267,8 @@ class LLMEDTTrainer(ResumableTraining, Trainer):
         self._load_pretrained(pretrained)
         if saved and (state is None or state["phase"] == "pretrain"):
             self._save_checkpoint(-1, verbose=verbose)
+        if self.run_dir is None:
+            Path(pretrained).unlink()  # kept only where a run may have to be resumed
         if self.phase_config.finetune_epochs == 0:
             return self.best_valid_score, self.best_valid_result
         self._start_finetuning()
