@@ -17,7 +17,7 @@ import pandas as pd
 
 from recbole_edt.atomic import TwoDomainData, offsets_of
 from recbole_edt.embeddings import EmbeddingTable, item_text
-from recbole_edt.errors import ConfigError, DataError
+from recbole_edt.errors import ConfigError, DataError, choice_faults, whole_number_faults
 from recbole_edt.offline import OfflineGenerator
 from recbole_edt.similarity import group_items, nearest_cosine_quantile, normalise, representatives
 from recbole_edt.split import MIN_RAW_ROWS, domain_ratio, training_rows
@@ -59,15 +59,8 @@ class AugmentConfig:
 
     def faults(self) -> list[str]:
         """What is wrong with the values, one ``key: message`` each."""
-        found = [
-            f"{name}: {getattr(self, name)!r} is not one of {', '.join(allowed)}"
-            for name, allowed in _CHOICES.items()
-            if getattr(self, name) not in allowed
-        ]
-        for name, least in {"n_clusters": 1, "n_generated": 1, "k": 1, "seed": 0}.items():
-            value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool) or value < least:
-                found.append(f"{name}: {value!r} is not a whole number of at least {least}")
+        found = choice_faults(self, _CHOICES)
+        found += whole_number_faults(self, {"n_clusters": 1, "n_generated": 1, "k": 1, "seed": 0})
         if not isinstance(self.filter, bool):
             found.append(f"filter: {self.filter!r} is not true or false")
         return found + _tau_faults(self.tau)

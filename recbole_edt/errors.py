@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from typing import Any
+
 
 class EDTError(Exception):
     """Base of every error that recbole_edt raises for its caller's input."""
@@ -17,3 +20,21 @@ class DataError(EDTError):
 
 class LLMError(EDTError):
     """A language model could not be reached, refused, or answered with something unusable."""
+
+
+def choice_faults(settings: Any, allowed: Mapping[str, Sequence[str]]) -> list[str]:
+    """One sentence for each named field whose value is not among those allowed."""
+    return [
+        f"{name}: {getattr(settings, name)!r} is not one of {', '.join(values)}"
+        for name, values in allowed.items()
+        if getattr(settings, name) not in values
+    ]
+
+
+def whole_number_faults(settings: Any, least: Mapping[str, int]) -> list[str]:
+    """One sentence for each named field that is not a whole number of at least the given one."""
+    return [
+        f"{name}: {value!r} is not a whole number of at least {lowest}"
+        for name, lowest in least.items()
+        if not isinstance(value := getattr(settings, name), int) or isinstance(value, bool) or value < lowest
+    ]

@@ -21,15 +21,19 @@ from recbole_edt import losses
 from recbole_edt.candidates import DomainSampler
 from recbole_edt.config import read_yaml
 from recbole_edt.dataset import DOMAIN_SEQ, DOMAIN_SEQ_LEN, LAST_WINDOW, TARGET_SEQ
-from recbole_edt.errors import ConfigError
+from recbole_edt.errors import ConfigError, choice_faults
 from recbole_edt.layers import Adapter, AllPositions, ItemEncoder, last_state
 
 # RecBole models whose states are causal and come out at every position (see AllPositions).
 BACKBONES = ("SASRec", "GRU4Rec")
 # Fields of fine-tuning's batches.
 STATE, OWN_STATE, HAS_OWN = "state", "own_state", "has_own"
-LOSSES = ("BPR", "BCE", "CE", "SSM")
-REPRESENTATIONS = ("llm", "id", "llm+id")
+CHOICES = {
+    "backbone": BACKBONES,
+    "item_representation": ("llm", "id", "llm+id"),
+    "loss_type": ("BPR", "BCE", "CE", "SSM"),
+    "align_denominator": ("paper", "infonce"),
+}
 
 
 @dataclass(frozen=True)
@@ -76,15 +80,7 @@ class ModelSettings:
 
     def faults(self) -> list[str]:
         """What is wrong with these values, one sentence each."""
-        found = []
-        for key, allowed in [
-            ("backbone", BACKBONES),
-            ("item_representation", REPRESENTATIONS),
-            ("loss_type", LOSSES),
-            ("align_denominator", ("paper", "infonce")),
-        ]:
-            if getattr(self, key) not in allowed:
-                found.append(f"{key}: {getattr(self, key)!r} is not one of {', '.join(allowed)}")
+        found = choice_faults(self, CHOICES)
         for key in ("hidden_size", "n_negatives", "adapter_size", "align_temperature"):
             if not getattr(self, key) > 0:
                 found.append(f"{key}: {getattr(self, key)!r} is not above 0")

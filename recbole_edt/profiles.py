@@ -13,7 +13,7 @@ import numpy as np
 
 from recbole_edt.atomic import TwoDomainData, sanitize, write_table
 from recbole_edt.embeddings import Embedder, EmbeddingTable, embed_texts, item_text
-from recbole_edt.errors import ConfigError, DataError
+from recbole_edt.errors import ConfigError, DataError, choice_faults, whole_number_faults
 from recbole_edt.offline import telling_words
 from recbole_edt.similarity import NO_CLUSTER, group_items
 
@@ -46,16 +46,7 @@ class ProfileConfig:
 
     def faults(self) -> list[str]:
         """What is wrong with the values, one ``key: message`` each."""
-        found = [
-            f"{name}: {getattr(self, name)!r} is not one of {', '.join(allowed)}"
-            for name, allowed in _CHOICES.items()
-            if getattr(self, name) not in allowed
-        ]
-        for name, least in {"n_clusters": 1, "n_words": 1, "seed": 0}.items():
-            value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool) or value < least:
-                found.append(f"{name}: {value!r} is not a whole number of at least {least}")
-        return found
+        return choice_faults(self, _CHOICES) + whole_number_faults(self, {"n_clusters": 1, "n_words": 1, "seed": 0})
 
     def validate(self) -> None:
         """Raises: ConfigError listing every fault."""
