@@ -10,7 +10,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
-import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -274,7 +273,8 @@ def _artefacts_hash(settings: Settings, config: Any) -> str:
     folder = _augmented_folder(settings)
     ends = ("inter", "item", "itemvec.safetensors", "uservec.safetensors")
     files = [folder / f"{settings.augmented}.{end}" for end in ends]
-    return sha256_of(*(file for file in files if file.is_file())) if _sees_generated(config) else ""
+    sees_any = config["model"] == "LLMEDT" or _sees_generated(config)
+    return sha256_of(*(file for file in files if file.is_file())) if sees_any else ""
 
 
 def _sees_generated(config: Any) -> bool:
@@ -294,7 +294,6 @@ def _run(experiment: Experiment, config: Any, name: str, run_dir: Path) -> None:
     train_data, valid_data, test_data, cls = loaders(experiment, config, name)
     model = cls(config, train_data._dataset).to(config["device"])
     trainer = make_trainer(experiment, config, model, run_dir, train_data._dataset)
-    start = time.perf_counter()
     with _log_to(run_dir / "log.txt"):
         trainer.fit(train_data, valid_data)
         test = trainer.evaluate(test_data, load_best_model=True)
@@ -313,7 +312,7 @@ def _run(experiment: Experiment, config: Any, name: str, run_dir: Path) -> None:
         "rows": train_data._dataset.training,
         "sees_generated": _sees_generated(config),
         "phases": trainer.phases,
-        "seconds": time.perf_counter() - start,
+        "seconds": sum(row["train_seconds"] for row in trainer.epoch_log),
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "targets_per_epoch": _n_targets(train_data._dataset),
         "best_valid": dict(trainer.best_valid_result or {}),

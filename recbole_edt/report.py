@@ -56,7 +56,7 @@ class ModelResult:
         epochs: a row per epoch in the order of training: ``phase``, ``train_loss`` and validation metrics.
         status: `EARLY_STOPPING` or `EPOCH_CAP`.
         best_epoch: 1-based row of ``epochs`` whose weights were tested.
-        seconds: of training and testing.
+        seconds: of training, without validation and testing.
         n_parameters: trainable or not, without fixed text vectors.
         note: free text.
     """
@@ -503,7 +503,7 @@ def _models_markdown(runs: Sequence[ModelResult]) -> str:
         ]
         for run in runs
     ]
-    return _markdown_table(["model", "parameters", "epochs", "best epoch", "ended by", "time", "note"], rows)
+    return _markdown_table(["model", "parameters", "epochs", "best epoch", "ended by", "training time", "note"], rows)
 
 
 def _markdown_table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

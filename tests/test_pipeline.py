@@ -97,10 +97,14 @@ def test_a_run_folder_is_named_after_everything_that_shapes_its_result(workplace
     other_rate = folder_of(learning_rate=0.5)
     assert other_rate[0] != sasrec and other_rate[1] != llmedt
     assert folder_of(candidates="all")[0].split("/")[1] != sasrec.split("/")[1]
+    without_rows = folder_of(use_generated=False)[1]
     # other augmented rows matter to LLM-EDT, and not to a model that never sees them
     pipeline.augment_data(settings(**{"augment.k": 1}), silent)
     again = folder_of()
     assert again[0] == sasrec and again[1] != llmedt
+    # it still reads vectors and profiles when it leaves the rows out
+    pipeline.profile(settings(**{"profile.n_words": 1}), silent)
+    assert folder_of(use_generated=False)[1] != without_rows
 
 
 def test_sampled_candidates_are_stored_and_of_the_targets_domain(workplace):
