@@ -39,8 +39,8 @@ DATASET_KEYS = (
 # Models that baselines.py trains by whole sequences.
 SEQUENCE_MODELS = ("SASRec", "GRU4Rec", "BERT4Rec")
 
-# Models that need item features, a knowledge graph, a data set class of their own, or training in several stages.
-NEED_MORE = ("DIEN", "DIN", "FDSA", "FEARec", "GRU4RecF", "GRU4RecKG", "KSR", "S3Rec", "SASRecF", "RaCT")
+# Models that need item features, a knowledge graph, a library that is not here, or training in several stages.
+NEED_MORE = ("NCL", "DIEN", "DIN", "FDSA", "FEARec", "GRU4RecF", "GRU4RecKG", "KSR", "S3Rec", "SASRecF", "RaCT")
 
 # Ours instead of RecBole's defaults, for every model alike.
 RUN_DEFAULTS: dict[str, Any] = {
@@ -545,7 +545,7 @@ def _check_needs(model: str) -> None:
         raise ConfigError(f"{model}: {error}; install it, or choose another model") from None
     if model in NEED_MORE or kind not in (ModelType.GENERAL, ModelType.TRADITIONAL, ModelType.SEQUENTIAL):
         raise ConfigError(
-            f"{model} needs more than interactions, such as features or a knowledge graph; "
+            f"{model} needs more than interactions, such as features, a knowledge graph or a further library; "
             "choose a general or sequential model, such as BPR or SASRec"
         )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import warnings
 from collections.abc import Callable
 
 import numpy as np
@@ -48,7 +49,9 @@ def _installation(say: Say) -> str | None:
 
 def _quick_start(say: Say) -> str | None:
     try:
-        import recbole.quick_start  # noqa: F401  (needs ray; only RecBole's own runner uses it)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            import recbole.quick_start  # noqa: F401  (needs ray; only RecBole's own runner uses it)
     except Exception as error:  # whatever ray trips over
         cause = f"{type(error).__name__}: {error}"
         say(f"RecBole's own quick start does not import here ({cause}); this package does not use it")

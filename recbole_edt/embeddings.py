@@ -201,7 +201,7 @@ class EmbeddingTable:
             if len(rows) and not 0 <= rows.min() <= rows.max() < len(vectors):
                 raise ValueError("rows point outside the vectors")
         except FileNotFoundError as error:
-            raise DataError(f"{path}: no such file; run the embedding stage first") from error
+            raise DataError(f"{path}: no such file; run the stage embed first") from error
         except (OSError, KeyError, TypeError, ValueError) as error:
             raise DataError(
                 f"{path}: not a whole embedding table ({error}); delete it and embed again"

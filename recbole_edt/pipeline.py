@@ -58,11 +58,17 @@ def prepare(settings: Settings, say: Say) -> None:
     outputs = [folder / f"{name}.inter", folder / f"{name}.item"]
     if source is not None and not is_current(folder / "prepare.json", raw.source_hash(source), outputs):
         raw.READERS[source](folder, name)
-    say(f"{name}: {_listed(raw.card(read(settings)))}")
+    data = read(settings)
+    if not (split.leave_one_out(data) == split.TEST).any():
+        raise DataError(f"{outputs[0]}: no user has {split.MIN_RAW_ROWS} interactions, so none can be held out")
+    say(f"{name}: {_listed(raw.card(data))}")
 
 
 def read(settings: Settings) -> atomic.TwoDomainData:
     """The raw data set, with its k-core and domain order applied."""
+    path = settings.folder / f"{settings.dataset}.inter"
+    if settings.prepare.source is not None and not path.is_file():
+        raise DataError(f"{path} does not exist: run the stage prepare first (--dataset={settings.dataset})")
     return atomic.read(settings.folder, settings.dataset, settings.domains, settings.k_core)
 
 
@@ -100,11 +106,31 @@ def augment_data(settings: Settings, say: Say) -> None:
         atomic.write(augmented, folder, name)
         _save_vectors(augmented, table, settings)
         write_manifest(manifest, "augment", inputs, asdict(settings.augment), counts, outputs)
-    counts = read_json(manifest)["counts"]
-    say(f"augmented: {_listed(counts)}")
-    for key, share in counts.items():
-        if key.startswith("share_kept_") and not 0.01 <= share <= 0.9:
-            say(f"note: {key} is {share:.1%}; tau is hardly a filter there, or lets hardly anything pass")
+    for line in _augmentation(read_json(manifest)["counts"], data.domains):
+        say(line)
+
+
+def _augmentation(counts: Mapping[str, Any], domains: tuple[str, str]) -> Iterator[str]:
+    """What augmentation did, one line per direction and one for the whole."""
+    for source, target in (domains, domains[::-1]):
+        way = f"{source}_to_{target}"
+        if f"generated_{way}" not in counts:
+            continue
+        share = counts[f"share_kept_{way}"]
+        yield (
+            f"augmented {source} to {target}: {counts[f'generated_{way}']} proposed, "
+            f"{counts[f'above_tau_{way}']} above tau {counts[f'tau_{way}']:.3f}, "
+            f"{counts[f'kept_{way}']} of them kept by rank too ({share:.1%})"
+        )
+        if not 0.01 <= share <= 0.9:
+            yield "note: tau hardly filters there, or lets hardly anything pass; see augment.tau"
+    if counts["inserted"]:
+        yield (
+            f"augmented: {counts['inserted']} rows inserted for {counts['users_with_inserted']} users; mean domain "
+            f"ratio {counts['mean_ratio_before']:.3f} before, {counts['mean_ratio_after']:.3f} after"
+        )
+    else:
+        yield "augmented: nothing inserted"
 
 
 def profile(settings: Settings, say: Say) -> None:
@@ -187,7 +213,7 @@ def _item_vectors(settings: Settings) -> Path:
 
 
 def _listed(counts: Mapping[str, Any]) -> str:
-    return ", ".join(f"{key} {_number(value)}" for key, value in counts.items())
+    return ", ".join(f"{key.replace('_', ' ')} {_number(value)}" for key, value in counts.items())
 
 
 def _number(value: Any) -> str:
@@ -319,13 +345,15 @@ def _run(experiment: Experiment, config: Any, name: str, run_dir: Path) -> None:
         "valid_metric": trainer.valid_metric,
         "test": dict(test),
         "split_hash": experiment.split_hash,
+        "catalogue_hash": sha256_of(list(experiment.dataset.source.items)),
         "candidates": experiment.settings.candidates,
         "candidates_hash": experiment.candidates_hash,
         "versions": library_versions(),
     }
     write_json(run_dir / "result.json", result)
-    for leftover in ("last.pth", "best.pth.pretrain"):
-        (run_dir / leftover).unlink(missing_ok=True)
+    # Hidden files are what a kill left of a checkpoint half written.
+    for leftover in [run_dir / "last.pth", run_dir / "best.pth.pretrain", *run_dir.glob(".*.pth*")]:
+        leftover.unlink(missing_ok=True)
 
 
 def loaders(experiment: Experiment, config: Any, name: str) -> tuple[Any, Any, Any, type]:

@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 import torch
 from recbole.data.interaction import Interaction
-from recbole.utils import get_model
+from recbole.utils import ModelType, get_model
 from torch import Tensor
 from tqdm import tqdm
 
@@ -17,7 +17,7 @@ from recbole_edt.baselines import SEQUENCE_ROWS, sequence_trained
 from recbole_edt.config import Settings, recbole_config
 from recbole_edt.dataset import EDTDataset, Sequences
 from recbole_edt.errors import DataError
-from recbole_edt.files import read_json
+from recbole_edt.files import read_json, sha256_of
 from recbole_edt.model import LLMEDT
 from recbole_edt.split import leave_one_out, split_hash
 from recbole_edt.trainer import load_checkpoint
@@ -55,8 +55,11 @@ class Recommender:
             seen: whether items of the history may be recommended.
 
         Returns: columns ``domain``, ``rank`` (from 1), ``item``, ``title``, ``score``.
-        Raises: DataError for an empty history, an unknown item, an unknown domain or ``k`` below 1.
+        Raises: DataError for an empty history, an unknown item, an unknown domain or ``k`` below 1, and for a model
+            that knows users instead of histories.
         """
+        if self.model.type != ModelType.SEQUENTIAL:
+            raise DataError(f"{type(self.model).__name__} reads no history, it scores known users: use all_users()")
         if k < 1:
             raise DataError(f"k: {k} is below 1")
         unknown = [token for token in history if token not in self._item_id or token == self.items[0]]
@@ -139,7 +142,9 @@ def load(run_dir: str | Path, data_path: str | Path | None = None) -> Recommende
     )
     config = recbole_config(settings, name, dataset_name, run_dir)
     dataset = EDTDataset(config)
-    if split_hash(dataset.source, leave_one_out(dataset.source)) != result["split_hash"]:
+    source = dataset.source
+    now = split_hash(source, leave_one_out(source)), sha256_of(list(source.items))
+    if now != (result["split_hash"], result["catalogue_hash"]):
         raise DataError(f"the data in {config['data_path']} have changed since {run_dir} was trained: train again")
     dataset._change_feat_format()
     return open_model(config, dataset, name, run_dir, result["rows"], result["sees_generated"])

@@ -1,0 +1,264 @@
+"""Settings from files and the command line: every fault is found before anything runs, and said where it is."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from recbole_edt import config
+from recbole_edt.cli import run
+from recbole_edt.errors import ConfigError
+
+
+@pytest.fixture
+def refused(workplace, capsys):
+    """A function that runs the stage ``prepare`` with bad arguments and gives the message, line by line."""
+
+    def check(*arguments: str) -> list[str]:
+        dataset = [] if any(one.startswith("--dataset") for one in arguments) else ["--dataset=tiny"]
+        status = run(["prepare", *dataset, *arguments])
+        printed = capsys.readouterr()
+        assert status == 2, printed
+        assert printed.out == ""
+        assert printed.err.startswith("error: ")
+        return printed.err.removeprefix("error: ").splitlines()
+
+    return check
+
+
+# ---- unknown keys and names --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("given", "meant"),
+    [
+        ("epoch=3", "epochs"),
+        ("learning_rat=0.1", "learning_rate"),
+        ("augment.tua=0.9", "augment.tau"),
+        ("profile.clusters=3", "profile.n_clusters"),
+        ("embed.embeder=x", "embed.embedder"),
+        ("recommend.sen=true", "recommend.seen"),
+        ("item_representatoin=id", "item_representation"),
+        ("hiden_size=8", "hidden_size"),
+        ("finetune_epoch=8", "finetune_epochs"),
+        ("candidate=all", "candidates"),
+        ("model_settings.SASRec.learnig_rate=1", "model_settings.SASRec.learning_rate"),
+    ],
+)
+def test_a_mistyped_key_is_named_with_the_nearest_one(refused, given, meant):
+    key = given.partition("=")[0]
+    assert refused(f"--{given}") == [f"command line: unknown key '{key}' (did you mean '{meant}'?)"]
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ("model=sasrec", "model: unknown model 'sasrec' (did you mean 'SASRec'?)"),
+        ("model=LLM-EDT", "model: unknown model 'LLM-EDT' (did you mean 'LLMEDT'?)"),
+        ("models=SASRec,GRU4Re", "models: unknown model 'GRU4Re' (did you mean 'GRU4Rec'?)"),
+        ("models=SASRec SASRec", "models: 'SASRec' is there more than once"),
+        ("models=", "models: expected names such as [SASRec, LLMEDT], found None"),
+        ("models=5", "models: expected names such as [SASRec, LLMEDT], found 5"),
+        ("models=[[a]]", "models: unknown model '['a']'"),
+        ("model=[a]", "model: unknown model '['a']'"),
+        ("model_settings.Foo.seed=1", "model_settings.Foo: unknown model 'Foo'"),
+        ("model_settings=5", "model_settings: expected models below it, found 5"),
+        ("model_settings.SASRec=5", "model_settings.SASRec: expected keys below it, found 5"),
+        ("augment=5", "augment: expected keys below it, found 5"),
+    ],
+)
+def test_wrong_names_are_refused(refused, given, message):
+    assert refused(f"--{given}") == [f"command line: {message}"]
+
+
+@pytest.mark.parametrize("name", ["../x", "a/b", "/etc/passwd", "..", ".hidden", "", "a b", "a\\b"])
+def test_a_data_set_name_is_never_a_path(refused, name):
+    assert "is not a plain name" in refused(f"--dataset={name}")[0]
+
+
+def test_the_name_that_recbole_keeps_for_itself_is_refused(refused):
+    (line,) = refused("--dataset=ml-100k")
+    assert "its own folder" in line and "ml-100k-cross" in line
+
+
+# ---- values ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ("epochs=abc", "epochs: 'abc' is not a whole number"),
+        ("epochs=1.5", "epochs: 1.5 is not a whole number"),
+        ("epochs=true", "epochs: True is not a whole number"),
+        ("epochs=", "epochs: None is not a whole number"),
+        ("epochs=-1", "epochs: -1 is not a number of at least 0"),
+        ("train_batch_size=0", "train_batch_size: 0 is not a number of at least 1"),
+        ("MAX_ITEM_LIST_LENGTH=0", "MAX_ITEM_LIST_LENGTH: 0 is not a number of at least 1"),
+        ("seed=-1", "seed: -1 is not a number of at least 0 and at most 4294967295"),
+        ("learning_rate=abc", "learning_rate: 'abc' is not a number"),
+        ("learning_rate=.nan", "learning_rate: nan is not a number of at least 0 and at most 1000.0"),
+        ("hidden_dropout_prob=1.5", "hidden_dropout_prob: 1.5 is not a number of at least 0 and at most 1"),
+        ("hidden_size=wide", "hidden_size: 'wide' is not a whole number"),
+        ("use_gpu=maybe", "use_gpu: 'maybe' is not true or false"),
+        ("learner=3", "learner: 3 is not text"),
+        ("gpu_id=first", "gpu_id: 'first' is not a list of numbers such as 0 or '0,1'"),
+        ("alpha=-1", "alpha: -1 is below 0"),
+        ("item_representation=text", "item_representation: 'text' is not one of llm, id, llm+id"),
+        ("loss_type=MSE", "loss_type: 'MSE' is not one of BPR, BCE, CE, SSM"),
+        ("finetune_epochs=-1", "finetune_epochs: -1 is not a number of at least 0"),
+        ("model_settings.SASRec.epochs=x", "model_settings.SASRec.epochs: 'x' is not a whole number"),
+        ("model_settings.LLMEDT.alpha=-1", "alpha: -1 is below 0"),
+        ("topk=[0]", "topk: [0] is not a list of whole numbers above 0"),
+        ("valid_metric=NDCG@7", "valid_metric: 'NDCG@7' is not Hit, NDCG or MRR at one of topk, [5, 10, 20]"),
+        ("metrics=[Recall]", "metrics: ['Recall'] is not a list of Hit, NDCG, MRR"),
+        ("eval_args.split={RS: [8, 1, 1]}", "eval_args: fixed to "),
+        ("training=prefixes", "training: 'prefixes' is not one of sequence, prefix"),
+        ("candidates=sampled-0", "candidates: 'sampled-0' is not one of domain, all, sampled-N"),
+        ("domains=[food]", "domains: expected two names such as [food, kitchen], found ['food']"),
+        ("k_core=true", "k_core: True is not a whole number of at least 0"),
+        ("data_path=", "data_path: None is not a folder"),
+        ("augment.tau=7", "augment.tau: 7 is not in [-1, 1]"),
+        ("augment.k=0", "augment.k: 0 is not a whole number of at least 1"),
+        ("augment.generator=[1]", "augment.generator: [1] is not one of offline"),
+        ("embed.embedder=[1]", "embed.embedder: [1] is not one of wordllama"),
+        ("embed.vectors=3", "embed.vectors: 3 is not the path of a file"),
+        ("prepare.source={a: 1}", "prepare.source: {'a': 1} is not one of ml-100k"),
+        ("profile.pipeline=long", "profile.pipeline: 'long' is not one of sra, plain"),
+        ("recommend.k=true", "recommend.k: True is not a whole number above 0"),
+        ("recommend.seen=maybe", "recommend.seen: 'maybe' is not true or false"),
+        ("user_inter_num_interval='[5,inf)'", "user_inter_num_interval: '[5,inf)' is not supported here: rows are"),
+        ("USER_ID_FIELD=uid", "USER_ID_FIELD: 'uid' is not supported here: the columns are user_id"),
+        ("normalize_all=true", "normalize_all: True is not supported here"),
+        ("benchmark_filename=[a, b, c]", "benchmark_filename: ['a', 'b', 'c'] is not supported here"),
+    ],
+)
+def test_values_of_another_kind_or_out_of_range_are_refused(refused, given, message):
+    (line,) = refused(f"--{given}")
+    assert line.startswith(f"command line: {message}"), line
+
+
+@pytest.mark.parametrize("key", ["learning_rate", "epochs", "augment.tau", "hidden_size"])
+def test_a_value_is_never_evaluated(refused, workplace, key):
+    refused(f"--{key}=__import__('os').system('touch pwned')")
+    refused(f"--{key}=__import__('pathlib').Path('pwned').touch()")
+    assert "tag" in refused(f'--{key}=!!python/object/apply:os.system ["touch pwned"]')[0]
+    assert not (workplace / "pwned").exists()
+
+
+def test_a_file_cannot_build_objects_either(refused, workplace):
+    Path("evil.yaml").write_text("epochs: !!python/object/apply:os.system ['touch pwned']\n")
+    assert refused("--config_files=evil.yaml")[0].startswith("evil.yaml, line 1, column 9: ")
+    assert not (workplace / "pwned").exists()
+
+
+def test_all_faults_come_at_once_each_with_its_origin(refused):
+    Path("a.yaml").write_text("augment: {tua: 0.9, k: 0}\nepoch: 3\n")
+    Path("b.yaml").write_text("model_settings:\n  SASRec:\n    learning_rate: fast\n")
+    lines = refused("--config_files=a.yaml b.yaml", "--seed=x", "--augment.tau=3")
+    assert sorted(lines) == [
+        "a.yaml: augment.k: 0 is not a whole number of at least 1",
+        "a.yaml: unknown key 'augment.tua' (did you mean 'augment.tau'?)",
+        "a.yaml: unknown key 'epoch' (did you mean 'epochs'?)",
+        "b.yaml: model_settings.SASRec.learning_rate: 'fast' is not a number",
+        "command line: augment.tau: 3 is not in [-1, 1]; write a cosine such as 0.9 or a quantile such as q0.10",
+        "command line: seed: 'x' is not a whole number",
+    ]
+
+
+def test_the_origin_is_that_of_the_value_that_counts(refused):
+    Path("a.yaml").write_text("seed: x\n")
+    assert refused("--config_files=a.yaml") == ["a.yaml: seed: 'x' is not a whole number"]
+    assert refused("--config_files=a.yaml", "--seed=y") == ["command line: seed: 'y' is not a whole number"]
+
+
+# ---- files -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"epochs: 3\nx: [1, 2\ny: 3\n", "bad.yaml, line 3, column 2: expected ',' or ']', but got ':'"),
+        (b"a: 1\n b: 2\n", "bad.yaml, line 2, column 3: mapping values are not allowed here"),
+        (b"- a\n- b\n", "bad.yaml: expected 'key: value' lines, found a list"),
+        (b"just text\n", "bad.yaml: expected 'key: value' lines, found a str"),
+        (b"epochs: 3\n# caf\xe9\n", "bad.yaml cannot be read: 'utf-8' codec can't decode byte 0xe9"),
+        (b"1: 2\n", "bad.yaml: unknown key '1'"),
+        (b"epochs: 3\nseed: 1\nepochs: 4\n", "bad.yaml, line 3, column 1: key 'epochs' is given twice"),
+        (b"seed: 2020-13-45\n", "bad.yaml: month must be in 1..12"),
+        (b"dataset: other\n", "bad.yaml: dataset: 'other', but this run is for 'tiny'"),
+    ],
+)
+def test_a_bad_file_is_refused_with_its_place(refused, content, message):
+    Path("bad.yaml").write_bytes(content)
+    assert refused("--config_files=bad.yaml")[0].startswith(message)
+
+
+def test_a_missing_file_is_named(refused):
+    assert refused("--config_files=nope.yaml") == ["nope.yaml does not exist"]
+
+
+def test_later_files_and_the_command_line_win_key_by_key(workplace):
+    Path("dataset_configs").mkdir()
+    Path("dataset_configs/tiny.yaml").write_text("epochs: 1\nseed: 1\naugment: {k: 1, tau: 0.1}\n")
+    Path("a.yaml").write_text("seed: 2\naugment: {tau: 0.2}\nprofile:\n")
+    settings = config.load("tiny", [Path("a.yaml")], {"augment.n_clusters": 7, "learning_rate": 1})
+    assert settings.recbole == {"epochs": 1, "seed": 2, "learning_rate": 1}
+    assert (settings.augment.k, settings.augment.tau, settings.augment.n_clusters) == (1, 0.2, 7)
+    assert settings.profile == config.ProfileConfig()
+
+
+def test_loading_changes_nothing_that_the_caller_gave(workplace):
+    overrides = {"model_settings": {"SASRec": {"seed": 1}}, "model_settings.SASRec.epochs": 2}
+    settings = config.load("tiny", [], overrides)
+    assert settings.model_settings == {"SASRec": {"seed": 1, "epochs": 2}}
+    assert overrides == {"model_settings": {"SASRec": {"seed": 1}}, "model_settings.SASRec.epochs": 2}
+
+
+@pytest.mark.parametrize("text", ["1e-3", "1E-3", "0.001", "1.0e-3", ".001"])
+def test_every_way_to_write_a_small_number_is_one(text):
+    assert config.read_yaml(text) == 0.001
+
+
+def test_recboles_own_defaults_pass_the_checks():
+    for model in config._model_names():
+        config.load("any", [], {"models": [model], "model_settings": {model: config._defaults(model)}})
+
+
+# ---- what RecBole sees -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("model", ["LLMEDT", "SASRec", "BERT4Rec", "BPR"])
+def test_recbole_gets_our_values_and_not_those_of_the_process(workplace, monkeypatch, model):
+    monkeypatch.setattr("sys.argv", ["run", "--epochs=99", "--seed=99"])
+    settings = config.load("tiny", [], {"epochs": 4, f"model_settings.{model}.seed": 7})
+    own = config.recbole_config(settings, model, "tiny", Path("out"))
+    assert (own["epochs"], own["seed"], own["stopping_step"]) == (4, 7, 20)
+    assert own["eval_args"]["split"] == {"LS": "valid_and_test"} and own["topk"] == [5, 10, 20]
+
+
+def test_text_that_looks_like_code_stays_text_in_recboles_configuration(workplace):
+    settings = config.Settings("tiny", recbole={"learner": "__import__('os').getcwd()"})
+    assert config.recbole_config(settings, "SASRec", "tiny", Path("out"))["learner"] == "__import__('os').getcwd()"
+
+
+def test_without_the_gpu_the_device_is_the_processor(workplace):
+    settings = config.load("tiny", [], {"use_gpu": False})
+    assert config.recbole_config(settings, "SASRec", "tiny", Path("out"))["device"].type == "cpu"
+
+
+@pytest.mark.parametrize(
+    ("keys", "model", "message"),
+    [
+        ({"loss_type": "BCE"}, "SASRec", "SASRec: loss_type: 'BCE' is not one of BPR, CE"),
+        ({"model_settings.BERT4Rec.hidden_size": 31}, "BERT4Rec", "hidden_size: 31 is not a multiple of n_heads, 2"),
+        ({}, "KGAT", "KGAT needs more than interactions"),
+        ({}, "FM", "FM needs more than interactions"),
+        ({}, "SASRecF", "SASRecF needs more than interactions"),
+    ],
+)
+def test_a_model_that_cannot_be_built_is_refused_before_others_train(keys, model, message):
+    settings = config.load("any", [], {**keys, "models": ["LLMEDT", model]})
+    config.check_model(settings, "LLMEDT")
+    with pytest.raises(ConfigError, match=message):
+        config.check_model(settings, model)
