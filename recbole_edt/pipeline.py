@@ -449,7 +449,7 @@ def read_result(run_dir: Path) -> report.ModelResult:
     result = read_json(run_dir / "result.json")
     path = run_dir / "epochs.csv"
     epochs = pd.read_csv(path) if path.is_file() else None
-    capped = any(phase["ended_by"] == "epoch cap" for phase in result["phases"])
+    endings = [phase["ended_by"] for phase in result["phases"]]
     metric = result["valid_metric"]
     best = None
     if epochs is not None and metric in epochs:
@@ -458,7 +458,7 @@ def read_result(run_dir: Path) -> report.ModelResult:
         name=result["model"],
         ranks=read_ranks(run_dir / "ranks.csv"),
         epochs=epochs,
-        status=report.EPOCH_CAP if capped else report.EARLY_STOPPING,
+        status=report.EPOCH_CAP if report.EPOCH_CAP in endings else endings[-1],
         best_epoch=best,
         seconds=result["seconds"],
         n_parameters=result["parameters"],

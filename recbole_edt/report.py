@@ -54,7 +54,7 @@ class ModelResult:
         name: as shown.
         ranks: rank table of the test targets, with ``attrs`` as `evaluation.read_ranks` gives it.
         epochs: a row per epoch in the order of training: ``phase``, ``train_loss`` and validation metrics.
-        status: `EARLY_STOPPING` or `EPOCH_CAP`.
+        status: what ended training: `EARLY_STOPPING`, `EPOCH_CAP`, or a word for models that are not trained.
         best_epoch: 1-based row of ``epochs`` whose weights were tested.
         seconds: of training, without validation and testing.
         n_parameters: trainable or not, without fixed text vectors.

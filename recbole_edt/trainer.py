@@ -18,7 +18,7 @@ import pandas as pd
 import torch
 from recbole.data.interaction import Interaction
 from recbole.trainer import Trainer
-from recbole.utils import get_trainer
+from recbole.utils import ModelType, get_trainer
 from tqdm import tqdm
 
 from recbole_edt.compat import write_checkpoint
@@ -113,9 +113,13 @@ class ResumableTraining:
         quiet = True if self.run_dir is None else None  # None: no bar unless in a terminal
         with tqdm(total=self.epochs, initial=self.start_epoch, desc=title, leave=False, disable=quiet) as self.bar:
             result = super().fit(train_data, valid_data, *args, **kwargs)
-        ended_by = "early stopping" if self.cur_step > self.stopping_step else "epoch cap"
-        self.phases.append({"phase": self.phase, "ended_by": ended_by})
+        self.phases.append({"phase": self.phase, "ended_by": self._ended_by()})
         return result
+
+    def _ended_by(self: Any) -> str:
+        if self.config["MODEL_TYPE"] == ModelType.TRADITIONAL:
+            return "no training"  # it only counts
+        return "early stopping" if self.cur_step > self.stopping_step else "epoch cap"
 
     def _train_epoch(self: Any, train_data: Any, epoch_idx: int, *args: Any, **kwargs: Any) -> Any:
         if self.run_dir is not None:

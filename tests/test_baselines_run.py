@@ -63,6 +63,10 @@ def test_a_baseline_sees_no_inserted_rows_unless_asked(folder):
     assert with_generated["split_hash"] == plain["split_hash"]
 
 
+def test_a_model_that_only_counts_is_not_said_to_have_hit_its_epoch_cap(folder):
+    assert [run(folder, model)[0].status for model in ("Pop", "BPR")] == ["no training", "epoch cap"]
+
+
 def test_popularity_scores_are_the_counts_of_raw_training_rows(folder):
     result, _ = run(folder, "Pop")
     settings = settings_for(folder, "Pop")
