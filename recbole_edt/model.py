@@ -46,8 +46,6 @@ class ModelSettings:
     """Width of states and item vectors; above 0."""
     item_representation: str = "llm"
     """``llm`` (adapted text), ``id`` (learnt embedding) or ``llm+id`` (their sum)."""
-    center_text: bool = False
-    """Take each domain's mean off its items' text vectors, which share a large common part (not in the paper)."""
     loss_type: str = "BPR"
     """``BPR``; ``BCE`` (released code); ``CE`` (softmax over the target's domain); ``SSM`` (sampled softmax)."""
     n_negatives: int = 1
@@ -114,7 +112,7 @@ class LLMEDT(SequentialRecommender):
         self.scored = [torch.nonzero((domain == d) & ~virtual).squeeze(1) for d in (1, 2)]
         user, item = (column.to(self.device) for column in dataset.training_pairs)
         self.sampler = DomainSampler(self.pools, user, item, dataset.user_num)
-        text = None if settings.item_representation == "id" else self._text_vectors(dataset)
+        text = None if settings.item_representation == "id" else dataset.item_vectors()
         encoder = ItemEncoder(self.n_items, settings.hidden_size, settings.item_representation, text)
         self.backbone = build_backbone(settings, config, dataset, encoder)
         self.user_adapters = nn.ModuleList(self._user_adapter() for _ in range(2))
@@ -125,13 +123,6 @@ class LLMEDT(SequentialRecommender):
             self.register_buffer("has_profile", has_profile, persistent=False)  # [U]
             width = profiles.shape[1]
             self.profile_adapter = Adapter(width, max(1, width // 2), settings.hidden_size)
-
-    def _text_vectors(self, dataset: Any) -> Tensor:
-        text = dataset.item_vectors()
-        if self.settings.center_text:
-            for pool in self.pools:
-                text[pool.cpu()] -= text[pool.cpu()].mean(0)
-        return text
 
     def _user_adapter(self) -> Adapter:
         s = self.settings
