@@ -18,8 +18,11 @@ def register() -> None:
     compat.register()
 
 
-def load(run_dir: Any) -> Any:
-    """Open a trained model from its run directory; see ``recbole_edt.recommend.load``."""
+def load(run_dir: Any, data_path: Any = None) -> Any:
+    """Open a trained model from its run directory; ``data_path`` if the atomic files have moved since.
+
+    See ``recbole_edt.recommend.load``.
+    """
     from recbole_edt import recommend
 
-    return recommend.load(run_dir)
+    return recommend.load(run_dir, data_path)

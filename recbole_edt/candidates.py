@@ -112,7 +112,7 @@ class CandidateTable:
         user: ``[R]`` int64 user ids, each once.
         ids: ``[R, n]`` int64 item ids, ascending in a row, none twice, the target not among them.
         seed: what they were drawn with.
-        hash: of users and ids as first drawn, kept by `renumber`: two runs with one hash share candidates.
+        hash: of users and ids: two runs with one hash share candidates.
     """
 
     user: np.ndarray
@@ -169,10 +169,6 @@ class CandidateTable:
                 "delete the stored candidates so that they are drawn again for this data"
             )
         return rows
-
-    def renumber(self, user_id: np.ndarray, item_id: np.ndarray) -> CandidateTable:
-        """The same candidates in another numbering: ``user_id[old user]`` and ``item_id[old item]``."""
-        return CandidateTable(user_id[self.user], item_id[self.ids], self.seed, self.hash)
 
     def save(self, path: Path) -> None:
         """Write ``path`` (.npy, ``[R, 1 + n]``: user, then candidates) and a .json with the hash."""

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import difflib
 import os
+import shlex
 import sys
 import textwrap
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +21,13 @@ STAGES = {
 
         Reads   the source named by prepare.source (ml-100k, which ships inside RecBole), or
                 atomic_files/NAME/NAME.inter and NAME.item
-        Writes  atomic_files/NAME/NAME.inter, NAME.item, prepare.json
+        Writes  atomic_files/NAME/NAME.inter, NAME.item, prepare.json (your own files are only checked)
         Keys    prepare.source, domains, k_core""",
     "embed": """Turn item texts into vectors, one per distinct text.
 
         Reads   atomic_files/NAME/NAME.item
         Writes  atomic_files/NAME/NAME.itemvec.safetensors, embed.json
-        Keys    embed.embedder (wordllama), embed.missing_text (zero | drop)""",
+        Keys    embed.embedder (wordllama), embed.vectors, embed.missing_text (zero | drop)""",
     "augment": """Write items of the other domain into each user's training history (paper section 3.2).
 
         Reads   the files of prepare and embed; training interactions only
@@ -36,7 +38,7 @@ STAGES = {
 
         Reads   the files of augment; training interactions only
         Writes  atomic_files/NAME-edt/NAME-edt.user, .uservec.safetensors, profile.json
-        Keys    profile.n_clusters, profile.pipeline""",
+        Keys    profile.n_clusters, profile.pipeline, profile.n_words, profile.seed""",
     "train": """Train one model and rank its test targets; continues a run that was stopped.
 
         Reads   the files of augment and profile
@@ -49,7 +51,7 @@ STAGES = {
         Keys    models, model_settings, candidates, training, and every key of RecBole""",
     "recommend": """Top items of each domain for every user, from a trained model.
 
-        Reads   the run of `model` (train it first)
+        Reads   the run of `model` with the same settings (train it first; give the same options again)
         Writes  runs/NAME-HASH/MODEL-HASH/recommendations.csv
         Keys    model, recommend.k, recommend.seen""",
     "doctor": """Versions, known troubles, and a check of the data set; for bug reports.
@@ -88,7 +90,7 @@ def run(arguments: list[str]) -> int:
         if wants_help:
             print(help_text(stage))
             return 0
-        return _run_stage(stage, values)
+        return _run_stage(stage, values, shlex.join(["python", "run_edt.py", *arguments]))
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -133,13 +135,13 @@ def help_text(stage: str | None) -> str:
     return f"python run_edt.py {stage} [--key=value ...]\n\n{first}\n{textwrap.dedent(rest)}"
 
 
-def _run_stage(stage: str | None, values: dict[str, str]) -> int:
+def _run_stage(stage: str | None, values: dict[str, str], command: str) -> int:
     from recbole_edt import config, doctor, pipeline
 
     dataset = values.pop("dataset", DEFAULT_DATASET)
     files = [Path(name) for name in values.pop("config_files", "").split()]
     overrides = {key: _typed(key, value) for key, value in values.items()}
-    settings = config.load(dataset, files, overrides)
+    settings = replace(config.load(dataset, files, overrides), command=command)
     if stage == "doctor":
         return doctor.run(settings, print)
     last = stage or ("train" if "model" in overrides else "compare")

@@ -48,7 +48,6 @@ RUN_DEFAULTS: dict[str, Any] = {
     "metrics": ["Hit", "NDCG", "MRR"],
     "topk": [5, 10, 20],
     "valid_metric": "NDCG@10",
-    "repeatable": True,
     "show_progress": False,
     "seed": 42,
     "epochs": 300,
@@ -190,6 +189,8 @@ class Settings:
     recommend: RecommendConfig = RecommendConfig()
     recbole: dict[str, Any] = field(default_factory=dict)
     """RecBole's own keys and the models' hyper-parameters, for every model alike."""
+    command: str = ""
+    """The command line that was given, for the report."""
 
     @property
     def folder(self) -> Path:
@@ -202,7 +203,7 @@ class Settings:
         return f"{self.dataset}-edt"
 
 
-OWN = {f.name for f in fields(Settings)} - {"recbole"}
+OWN = {f.name for f in fields(Settings)} - {"recbole", "command"}
 
 
 class _Loader(yaml.SafeLoader):

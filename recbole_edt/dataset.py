@@ -24,6 +24,7 @@ from torch import Tensor
 from recbole_edt import atomic
 from recbole_edt.embeddings import EmbeddingTable
 from recbole_edt.errors import ConfigError, DataError
+from recbole_edt.files import sha256_of
 from recbole_edt.split import TEST, TRAIN, VALID, leave_one_out_marks
 
 TARGET_SEQ = "target_list"
@@ -171,6 +172,7 @@ class EDTDataset(SequentialDataset):
         self.sequences = Sequences.build(
             inter[self.uid_field], inter[self.iid_field], inter["generated"] > 0, self.item_domain
         )
+        self._check_order()
         self._set_rows(torch.nonzero(self._position(self.sequences) > 0).squeeze(1), self.sequences)
         for field in (self.iid_field + self.config["LIST_SUFFIX"], TARGET_SEQ, *DOMAIN_SEQ):
             self.set_field_property(
@@ -178,6 +180,18 @@ class EDTDataset(SequentialDataset):
             )
         for field in (self.item_list_length_field, *DOMAIN_SEQ_LEN):
             self.set_field_property(field, FeatureType.TOKEN, FeatureSource.INTERACTION, 1)
+
+    def _check_order(self) -> None:
+        """An inserted row after a held-out one would train on the answer."""
+        sequences = self.sequences
+        held_out = torch.cat([torch.zeros(1, dtype=torch.long), (sequences.mark != TRAIN).cumsum(0)])
+        late = sequences.generated & (held_out[:-1] > held_out[sequences.first])
+        if late.any():
+            user = self.field2id_token[self.uid_field][int(sequences.user[late][0])]
+            raise DataError(
+                f"{self.dataset_name}: {int(late.sum())} generated rows come after held-out ones (the first: user "
+                f"{user!r}); inserted rows belong before a user's last two interactions"
+            )
 
     # ---- splitting -----------------------------------------------------------------------------------------------
 
@@ -245,6 +259,10 @@ class EDTDataset(SequentialDataset):
     def _training_rows(self) -> Tensor:
         """The row of each training example's target; for windows, of its last item."""
         train = self.sequences.mark == TRAIN
+        if self.config["inserted_as_targets"] is False and self.training != "sequence":
+            if self.training == "masked":
+                raise ConfigError("inserted_as_targets: false is not possible for a model that learns by masking")
+            train = train & ~self.sequences.generated
         if self.training == "pairs":
             return torch.nonzero(train).squeeze(1)
         position = self._position(self.sequences)
@@ -387,6 +405,16 @@ class SequenceLoader:
             batches.extend(group.split(self.batch_size))
         for index in torch.randperm(len(batches), generator=self.generator).tolist():
             yield self._dataset[batches[index]]
+
+
+def artefacts_hash(config: Any) -> str:
+    """What a model reads beyond its settings and the raw rows: vectors, profiles and inserted rows; "" if nothing."""
+    if config["model"] != "LLMEDT" and not config["use_generated"]:
+        return ""
+    stem = Path(config["data_path"]) / config["dataset"]
+    files = [Path(f"{stem}.{end}") for end in ("inter", "item", "itemvec.safetensors", "uservec.safetensors")]
+    files += [Path(config[key]) for key in ("item_embeddings", "user_profiles") if config[key]]
+    return sha256_of(*(file for file in files if file.is_file()))
 
 
 def eval_loader(config: Any, part: EDTDataset) -> FullSortEvalDataLoader:

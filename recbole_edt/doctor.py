@@ -24,8 +24,10 @@ def run(settings: Settings, say: Say) -> int:
     broken = [problem for check in (_installation, _quick_start) if (problem := check(say))]
     if (settings.folder / f"{settings.dataset}.inter").is_file():
         broken += [problem for problem in [_data(settings, say)] if problem]
+    elif settings.prepare.source is not None:
+        say(f"data: {settings.folder} has no {settings.dataset}.inter yet (the stage prepare makes it)")
     else:
-        say(f"data: {settings.folder} has no {settings.dataset}.inter yet (the stage prepare makes or checks it)")
+        broken.append(f"{settings.folder} has no {settings.dataset}.inter: put your data there, or correct --dataset")
     for problem in broken:
         say(f"PROBLEM: {problem}")
     say("no problem found" if not broken else f"{len(broken)} problem(s) found")
@@ -65,7 +67,7 @@ def _data(settings: Settings, say: Say) -> str | None:
         data = atomic.read(settings.folder, settings.dataset, settings.domains, settings.k_core)
     except EDTError as error:
         return str(error)
-    say(f"data {settings.dataset}: " + ", ".join(f"{key} {value}" for key, value in raw.card(data).items()))
+    say(f"data {settings.dataset}: " + raw.listed(raw.card(data)))
     n_rows = np.diff(data.offsets)
     same_user = data.user[1:] == data.user[:-1]
     ties = same_user & (data.time[1:] == data.time[:-1])

@@ -223,7 +223,10 @@ class LLMEDT(SequentialRecommender):
         return (losses.bpr if kind == "BPR" else losses.bce)(positive_score, negative_score)
 
     def _alignment(self, interaction: Any, states: Tensor) -> Tensor:
-        """Eq. 13 over the users of the batch who have a profile, at the end of their training sequence."""
+        """Eq. 13 over the users of the batch who have a profile.
+
+        The state is that of the last training position with a target, so it has read all but the last item.
+        """
         assert self.profile_adapter is not None
         user = interaction[self.USER_ID]
         chosen = interaction[LAST_WINDOW].bool() & self.has_profile[user]

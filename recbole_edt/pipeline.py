@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
+import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -30,7 +31,7 @@ from recbole_edt import atomic, augment, embeddings, profiles, raw, report, spli
 from recbole_edt.baselines import SEQUENCE_ROWS, sequence_trained
 from recbole_edt.candidates import CandidateTable
 from recbole_edt.config import RUN_DEFAULTS, Settings, model_values, recbole_config
-from recbole_edt.dataset import EDTDataset, SequenceLoader, eval_loader
+from recbole_edt.dataset import EDTDataset, SequenceLoader, artefacts_hash, eval_loader
 from recbole_edt.errors import DataError
 from recbole_edt.evaluation import RankCollector, RankEvaluator, read_ranks, standard_groups, write_ranks
 from recbole_edt.files import (
@@ -45,6 +46,7 @@ from recbole_edt.files import (
 )
 from recbole_edt.model import LLMEDT
 from recbole_edt.recommend import load as load_run
+from recbole_edt.split import catalogue_hash
 from recbole_edt.trainer import trainer_class
 
 Say = Callable[[str], None]
@@ -61,7 +63,7 @@ def prepare(settings: Settings, say: Say) -> None:
     data = read(settings)
     if not (split.leave_one_out(data) == split.TEST).any():
         raise DataError(f"{outputs[0]}: no user has {split.MIN_RAW_ROWS} interactions, so none can be held out")
-    say(f"{name}: {_listed(raw.card(data))}")
+    say(f"{name}: {raw.listed(raw.card(data))}")
 
 
 def read(settings: Settings) -> atomic.TwoDomainData:
@@ -116,14 +118,15 @@ def _augmentation(counts: Mapping[str, Any], domains: tuple[str, str]) -> Iterat
         way = f"{source}_to_{target}"
         if f"generated_{way}" not in counts:
             continue
+        proposed = f"augmented {source} to {target}: {counts[f'generated_{way}']} proposed"
+        if f"tau_{way}" not in counts:
+            yield f"{proposed}, all kept (no filter)"
+            continue
+        above, kept, tau = (counts[f"{key}_{way}"] for key in ("above_tau", "kept", "tau"))
         share = counts[f"share_kept_{way}"]
-        yield (
-            f"augmented {source} to {target}: {counts[f'generated_{way}']} proposed, "
-            f"{counts[f'above_tau_{way}']} above tau {counts[f'tau_{way}']:.3f}, "
-            f"{counts[f'kept_{way}']} of them kept by rank too ({share:.1%})"
-        )
-        if not 0.01 <= share <= 0.9:
-            yield "note: tau hardly filters there, or lets hardly anything pass; see augment.tau"
+        yield f"{proposed}, {above} above tau {tau:.3f}, {kept} of them kept by rank too ({share:.1%})"
+        if not 0.01 <= above / max(counts[f"generated_{way}"], 1) <= 0.9:
+            yield "note: tau lets hardly anything pass there, or nearly everything; see augment.tau"
     if counts["inserted"]:
         yield (
             f"augmented: {counts['inserted']} rows inserted for {counts['users_with_inserted']} users; mean domain "
@@ -212,14 +215,6 @@ def _item_vectors(settings: Settings) -> Path:
     return _augmented_folder(settings) / f"{settings.augmented}.itemvec.safetensors"
 
 
-def _listed(counts: Mapping[str, Any]) -> str:
-    return ", ".join(f"{key.replace('_', ' ')} {_number(value)}" for key, value in counts.items())
-
-
-def _number(value: Any) -> str:
-    return f"{value:.3f}" if isinstance(value, float) else str(value)
-
-
 # ---- one model ---------------------------------------------------------------------------------------------------
 
 
@@ -245,17 +240,19 @@ def open_experiment(settings: Settings) -> Experiment:
     data = _read_augmented(settings)
     split_hash = split.split_hash(data, split.leave_one_out(data))
     seed = int(settings.recbole.get("seed", RUN_DEFAULTS["seed"]))
-    folder = settings.runs_path / f"{settings.dataset}-{sha256_of(split_hash, settings.candidates, seed)[:8]}"
+    key = sha256_of(split_hash, catalogue_hash(data), settings.candidates, seed)
+    folder = settings.runs_path / f"{settings.dataset}-{key[:8]}"
     dataset = EDTDataset(recbole_config(settings, "LLMEDT", settings.augmented, folder))
     dataset._change_feat_format()
-    candidates = draw_candidates(dataset, settings.candidates, seed)
-    for part, table in candidates.items():
-        table.save(folder / f"candidates-{part}.npy")
+    candidates = stored_candidates(dataset, settings.candidates, seed, folder)
     return Experiment(settings, folder, dataset, split_hash, candidates)
 
 
-def draw_candidates(dataset: EDTDataset, candidates: str, seed: int) -> dict[str, CandidateTable]:
-    """For ``sampled-N``: N negatives of each target's domain, outside all the user's interactions, per part."""
+def stored_candidates(dataset: EDTDataset, candidates: str, seed: int, folder: Path) -> dict[str, CandidateTable]:
+    """For ``sampled-N``: N negatives of each target's domain, outside all the user's interactions, per part.
+
+    Drawn by the first run in a folder, and read by all others.
+    """
     if not candidates.startswith("sampled-"):
         return {}
     n = int(candidates.partition("-")[2])
@@ -263,11 +260,15 @@ def draw_candidates(dataset: EDTDataset, candidates: str, seed: int) -> dict[str
     real = ~dataset.virtual
     pools = [torch.nonzero(real & (dataset.item_domain == d)).squeeze(1).numpy() for d in (1, 2)]
     tables = {}
-    for part, mark in (("validation", split.VALID), ("test", split.TEST)):
-        user, target = rows.user[rows.mark == mark], rows.item[rows.mark == mark]
-        domain = dataset.item_domain[target] - 1
-        history = rows.user.numpy(), rows.item.numpy()
-        tables[part] = CandidateTable.build(user.numpy(), domain.numpy(), pools, *history, n, seed)
+    # Seeds of their own, so that early stopping does not select on the candidates of the test.
+    for part, mark, part_seed in (("validation", split.VALID, seed + 1), ("test", split.TEST, seed)):
+        path = folder / f"candidates-{part}.npy"
+        if not path.is_file():
+            user, target = rows.user[rows.mark == mark], rows.item[rows.mark == mark]
+            domain = dataset.item_domain[target] - 1
+            history = rows.user.numpy(), rows.item.numpy()
+            CandidateTable.build(user.numpy(), domain.numpy(), pools, *history, n, part_seed).save(path)
+        tables[part] = CandidateTable.load(path)
     return tables
 
 
@@ -275,8 +276,9 @@ def run_directory(experiment: Experiment, name: str) -> Path:
     """A model's folder, named after everything its result depends on."""
     settings = experiment.settings
     config = recbole_config(settings, name, settings.augmented, experiment.folder)
-    artefacts = _artefacts_hash(settings, config)
-    key = sha256_of(resolved_config(config), experiment.split_hash, artefacts, recbole_edt.__version__)
+    key = sha256_of(
+        resolved_config(config), experiment.split_hash, artefacts_hash(config), recbole_edt.__version__
+    )
     return experiment.folder / f"{name}-{key[:8]}"
 
 
@@ -294,15 +296,6 @@ def train_model(experiment: Experiment, name: str) -> report.ModelResult:
     return read_result(run_dir)
 
 
-def _artefacts_hash(settings: Settings, config: Any) -> str:
-    """What a model depends on beyond its settings and the raw rows."""
-    folder = _augmented_folder(settings)
-    ends = ("inter", "item", "itemvec.safetensors", "uservec.safetensors")
-    files = [folder / f"{settings.augmented}.{end}" for end in ends]
-    sees_any = config["model"] == "LLMEDT" or _sees_generated(config)
-    return sha256_of(*(file for file in files if file.is_file())) if sees_any else ""
-
-
 def _sees_generated(config: Any) -> bool:
     chosen = config["use_generated"]
     return config["model"] == "LLMEDT" if chosen is None else bool(chosen)
@@ -311,6 +304,8 @@ def _sees_generated(config: Any) -> bool:
 def resolved_config(config: Any) -> dict[str, Any]:
     """Every setting of a run as plain values, without paths and the machine's device."""
     hidden = {"data_path", "checkpoint_dir", "device", "gpu_id", "use_gpu", "state", "show_progress"}
+    if config["model"] == "LLMEDT":
+        hidden.add("training")  # it always trains on whole sequences
     plain = {key: value for key, value in config.final_config_dict.items() if key not in hidden}
     return json.loads(json.dumps(plain, default=lambda value: getattr(value, "name", str(value)), sort_keys=True))
 
@@ -345,7 +340,8 @@ def _run(experiment: Experiment, config: Any, name: str, run_dir: Path) -> None:
         "valid_metric": trainer.valid_metric,
         "test": dict(test),
         "split_hash": experiment.split_hash,
-        "catalogue_hash": sha256_of(list(experiment.dataset.source.items)),
+        "catalogue_hash": catalogue_hash(experiment.dataset.source),
+        "artefacts_hash": artefacts_hash(config),
         "candidates": experiment.settings.candidates,
         "candidates_hash": experiment.candidates_hash,
         "versions": library_versions(),
@@ -399,6 +395,8 @@ def make_trainer(experiment: Experiment, config: Any, model: Any, run_dir: Path,
 def _n_targets(part: EDTDataset) -> int:
     """Distinct training targets that one epoch covers."""
     train = part.sequences.mark == split.TRAIN
+    if part.config["inserted_as_targets"] is False:
+        train &= ~part.sequences.generated
     first = part.sequences.first == torch.arange(len(train))
     return int((train & ~first).sum() if part.training in ("sequence", "prefix") else train.sum())
 
@@ -414,13 +412,20 @@ def _groups(experiment: Experiment, ranks: pd.DataFrame) -> dict[str, Any]:
     )
 
 
+class _PlainFormatter(logging.Formatter):
+    """RecBole colours its messages for a terminal; a file wants none of that."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return re.sub(r"\x1b\[[0-9;]*m", "", super().format(record))
+
+
 @contextmanager
 def _log_to(path: Path) -> Iterator[None]:
     """RecBole logs to the root logger: into the run directory, and not to the screen."""
     root = logging.getLogger()
     handlers, level = root.handlers[:], root.level
     file = logging.FileHandler(path, encoding="utf-8")
-    file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    file.setFormatter(_PlainFormatter("%(asctime)s %(levelname)s %(message)s"))
     root.handlers, root.level = [file], logging.INFO
     try:
         with warnings.catch_warnings():
@@ -493,7 +498,7 @@ def compare(settings: Settings, say: Say) -> None:
         reference="LLMEDT" if "LLMEDT" in settings.models else None,
         settings={name: model_values(settings, name) for name in settings.models},
         versions=library_versions(),
-        reproduce=f"python run_edt.py --dataset={settings.dataset}",
+        reproduce=settings.command,
         figure="curves.png",
     )
     write_text(folder / "report.md", text + _data_section(settings))
@@ -507,9 +512,9 @@ def recommend(settings: Settings, say: Say) -> None:
     experiment = open_experiment(settings)
     run_dir = run_directory(experiment, settings.model)
     if not (run_dir / "result.json").is_file():
-        raise DataError(
-            f"{run_dir} has no finished run of {settings.model} with these settings: run the stage train first"
-        )
+        others = sorted(path.parent.name for path in experiment.folder.glob(f"{settings.model}-*/result.json"))
+        hint = f"; with other settings there is {', '.join(others)}: give its options again" if others else ""
+        raise DataError(f"{run_dir} is no finished run of {settings.model}: run the stage train first{hint}")
     options = settings.recommend
     path = run_dir / "recommendations.csv"
     n_users = 0
@@ -527,16 +532,18 @@ def title_of(experiment: Experiment) -> str:
 
 def _data_section(settings: Settings) -> str:
     """The data card and what augmentation did, for the report."""
-    rows = {**raw.card(read(settings)), **read_json(_augmented_folder(settings) / "augment.json")["counts"]}
-    lines = [f"| {key} | {_number(value)} |" for key, value in rows.items()]
+    manifest = _augmented_folder(settings) / "augment.json"
+    counts = read_json(manifest)["counts"] if manifest.is_file() else {}  # augmented by someone else's program
+    rows = {**raw.card(read(settings)), **counts}
+    lines = [f"| {key.replace('_', ' ')} | {raw.number(value)} |" for key, value in rows.items()]
     return "\n".join(["", "## Data and augmentation", "", "| figure | value |", "|---|---|", *lines, ""])
 
 
 def offline_note(settings: Settings) -> str:
     """Which parts ran without a language model."""
     return (
-        f"offline: no LLM was called; items proposed by {settings.augment.generator} co-occurrence, "
-        f"profiles by {settings.profile.generator} clusters, texts embedded by {settings.embed.embedder}"
+        "offline: no LLM was called; items proposed by co-occurrence, profiles made of telling words, "
+        f"texts embedded by {settings.embed.vectors or settings.embed.embedder}"
     )
 
 

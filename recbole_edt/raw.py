@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -109,6 +110,16 @@ def card(data: TwoDomainData) -> dict[str, int | float]:
         "users_in_both_domains": len(in_both),
         "mean_domain_ratio": float(domain_ratio(training_rows(raw)).mean()),
     }
+
+
+def listed(figures: Mapping[str, Any]) -> str:
+    """Figures of a card in one line."""
+    return ", ".join(f"{key.replace('_', ' ')} {number(value)}" for key, value in figures.items())
+
+
+def number(value: Any) -> str:
+    """Three decimals for what is not whole."""
+    return f"{value:.3f}" if isinstance(value, float) else str(value)
 
 
 def _check_source(source: str) -> None:

@@ -15,11 +15,11 @@ from tqdm import tqdm
 
 from recbole_edt.baselines import SEQUENCE_ROWS, sequence_trained
 from recbole_edt.config import Settings, recbole_config
-from recbole_edt.dataset import EDTDataset, Sequences
+from recbole_edt.dataset import EDTDataset, Sequences, artefacts_hash
 from recbole_edt.errors import DataError
-from recbole_edt.files import read_json, sha256_of
+from recbole_edt.files import read_json
 from recbole_edt.model import LLMEDT
-from recbole_edt.split import leave_one_out, split_hash
+from recbole_edt.split import catalogue_hash, leave_one_out, split_hash
 from recbole_edt.trainer import load_checkpoint
 
 
@@ -100,9 +100,11 @@ class Recommender:
         batch = data.histories(sequences, first, end, width)
         batch.update(Interaction({data.uid_field: user}))
         scores = self.model.full_sort_predict(batch.to(self.model.device)).view(len(user), -1).cpu()
-        if not seen:
-            row = torch.repeat_interleave(torch.arange(len(user)), end - first)
-            scores[row, sequences.item[first[0] : end[-1]]] = -torch.inf  # the users follow one another
+        if not seen:  # inserted rows were never met by the user: they may be recommended
+            rows = slice(int(first[0]), int(end[-1]))  # the users follow one another
+            raw = ~sequences.generated[rows]
+            place = torch.repeat_interleave(torch.arange(len(user)), end - first)
+            scores[place[raw], sequences.item[rows][raw]] = -torch.inf
         frames = []
         for name in domains:
             columns = self._columns[name]
@@ -143,8 +145,8 @@ def load(run_dir: str | Path, data_path: str | Path | None = None) -> Recommende
     config = recbole_config(settings, name, dataset_name, run_dir)
     dataset = EDTDataset(config)
     source = dataset.source
-    now = split_hash(source, leave_one_out(source)), sha256_of(list(source.items))
-    if now != (result["split_hash"], result["catalogue_hash"]):
+    now = split_hash(source, leave_one_out(source)), catalogue_hash(source), artefacts_hash(config)
+    if now != tuple(result[key] for key in ("split_hash", "catalogue_hash", "artefacts_hash")):
         raise DataError(f"the data in {config['data_path']} have changed since {run_dir} was trained: train again")
     dataset._change_feat_format()
     return open_model(config, dataset, name, run_dir, result["rows"], result["sees_generated"])

@@ -19,11 +19,6 @@ def normalise(vectors: np.ndarray) -> np.ndarray:
     return vectors / np.where(length > 0, length, 1)
 
 
-def cosine(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Cosine ``[n, m]`` of each row of ``a`` ``[n, D]`` to each row of ``b`` ``[m, D]``; 0 for a zero row."""
-    return normalise(a) @ normalise(b).T
-
-
 def cluster(vectors: np.ndarray, k: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Group items by k-means on their directions (paper section 3.2.1).
 

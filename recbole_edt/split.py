@@ -66,3 +66,9 @@ def split_hash(data: TwoDomainData, marks: np.ndarray) -> str:
     raw = ~data.generated
     users, items = data.users[data.user[raw]], data.items[data.item[raw]]
     return sha256_of(users, items, data.time[raw].astype(np.float64), marks[raw].astype(np.int8))
+
+
+def catalogue_hash(data: TwoDomainData) -> str:
+    """Hex SHA-256 of the real items and their domains: what can be a candidate."""
+    real = ~data.virtual
+    return sha256_of(data.items[real], data.item_domain[real])

@@ -128,15 +128,15 @@ class ResumableTraining:
         losses = super()._train_epoch(train_data, epoch_idx, *args, **kwargs)
         total = sum(losses) if isinstance(losses, tuple) else losses
         row = {"phase": self.phase, "epoch": epoch_idx, "train_loss": total / max(len(train_data), 1)}
-        self._epoch = {**row, "train_seconds": time.perf_counter() - start}
+        self.epoch_log.append({**row, "train_seconds": time.perf_counter() - start})
+        self.bar.update()
         return losses
 
     def _valid_epoch(self: Any, *args: Any, **kwargs: Any) -> Any:
         score, result = super()._valid_epoch(*args, **kwargs)
-        self.epoch_log.append({**self._epoch, **result})
+        self.epoch_log[-1].update(result)
         if self.run_dir is not None:
             write_text(self.run_dir / "epochs.csv", pd.DataFrame(self.epoch_log).to_csv(index=False))
-        self.bar.update()
         best = max(float(self.best_valid_score), float(score))
         self.bar.set_postfix({self.valid_metric: f"{score:.4f}", "best": f"{best:.4f}"})
         return score, result

@@ -109,14 +109,6 @@ def test_the_seed_decides_and_the_hash_tells():
     assert table(seed=1).hash != table(seed=2).hash
 
 
-def test_another_numbering_of_users_and_items_gives_the_same_candidates():
-    user_id, item_id = np.array([5, 3, 8]), np.arange(100)[::-1]
-    moved = table().renumber(user_id, item_id)
-    assert moved.user.tolist() == [5, 3, 8]
-    assert (item_id[moved.ids] == table().ids).all()
-    assert moved.hash == table().hash
-
-
 def test_a_user_listed_twice_is_refused():
     with pytest.raises(DataError, match="user id 1 is listed twice"):
         table(user=[0, 1, 1])

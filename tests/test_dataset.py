@@ -222,6 +222,22 @@ def test_an_empty_part_and_a_foreign_split_are_errors_that_say_what_is_needed(tm
         make(tmp_path, eval_args=other).build()
 
 
+def test_an_inserted_row_after_a_held_out_one_is_refused(tmp_path):
+    with pytest.raises(DataError, match="1 generated rows come after held-out ones .the first: user 'u'"):
+        make(tmp_path, rows=ROWS + "u\tv1\t1000000011\t1\n").build()
+
+
+def test_inserted_rows_are_no_targets_of_prefixes_either_if_they_are_not_to_be(tmp_path):
+    dataset = make(tmp_path, model="SASRec", inserted_as_targets=False)
+    dataset._change_feat_format()
+    prefix = dataset.parts(generated=True, training="prefix")[0]
+    assert tokens(prefix, prefix.inter_feat["item_id"]) == ["b2", "b1", "a2"]
+    pairs = dataset.parts(generated=True, training="pairs")[0]
+    assert "v1" not in tokens(pairs, pairs.inter_feat["item_id"])
+    with pytest.raises(ConfigError, match="inserted_as_targets: false is not possible"):
+        dataset.parts(generated=True, training="masked")
+
+
 def test_vectors_must_be_there_for_every_item(tmp_path):
     from recbole_edt.embeddings import EmbeddingTable
 

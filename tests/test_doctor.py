@@ -38,7 +38,7 @@ def place(tmp_path, monkeypatch) -> Path:
 def test_a_good_data_set_is_counted_by_hand(place, capsys):
     assert run(["doctor", "--dataset=three"]) == 0
     printed = capsys.readouterr().out
-    assert "data three: users 3, items_food 3, items_kitchen 2, interactions 10" in printed
+    assert "data three: users 3, items food 3, items kitchen 2, interactions 10" in printed
     # Neighbours of one user: 2 + 1 + 4; equal times: ann 1, bob 1, cyd 2.
     assert "  4 of 7 neighbouring interactions have the same time" in printed
     assert "  1 users with fewer than 3 interactions only train" in printed
@@ -57,8 +57,10 @@ def test_a_broken_data_set_is_a_problem_and_exit_status_1(place, capsys):
 
 
 def test_no_data_yet_is_no_problem(place, capsys):
-    assert run(["doctor", "--dataset=other"]) == 0
-    assert "atomic_files/other has no other.inter yet" in capsys.readouterr().out
+    assert run(["doctor", "--dataset=other"]) == 1
+    assert "PROBLEM: atomic_files/other has no other.inter: put your data there" in capsys.readouterr().out
+    assert run(["doctor", "--dataset=other", "--prepare.source=ml-100k"]) == 0
+    assert "has no other.inter yet (the stage prepare makes it)" in capsys.readouterr().out
 
 
 def test_nothing_is_written(place, tmp_path):

@@ -121,3 +121,58 @@ def test_sampled_candidates_are_stored_and_of_the_targets_domain(workplace):
             own = set(rows.item[rows.user == user].tolist())
             assert len(set(ids)) == 3 and not own & set(ids)
             assert {int(dataset.item_domain[i]) for i in ids} == {int(dataset.item_domain[target[user]])}
+
+
+def test_candidates_are_drawn_once_and_early_stopping_does_not_see_those_of_the_test(workplace):
+    for stage in ("embed", "augment", "profile"):
+        pipeline.STAGES[stage](settings(), silent)
+    first = pipeline.open_experiment(settings(candidates="sampled-3"))
+    path = first.folder / "candidates-test.npy"
+    before = path.stat().st_mtime_ns
+    again = pipeline.open_experiment(settings(candidates="sampled-3"))
+    assert path.stat().st_mtime_ns == before and first.candidates_hash == again.candidates_hash
+    validation, test = first.candidates["validation"], first.candidates["test"]
+    shared = [len(set(a) & set(b)) for a, b in zip(validation.ids.tolist(), test.ids.tolist(), strict=True)]
+    assert np.mean(shared) < 2  # of three; the same seed would give nearly all
+
+
+def test_a_larger_catalogue_is_another_experiment(workplace):
+    augmented()
+    pipeline.profile(settings(), silent)
+    before = pipeline.open_experiment(settings()).folder
+    path = Path("atomic_files/tiny/tiny.item")
+    path.write_text(path.read_text(encoding="utf-8") + "f999\tfood\tnew tea\n", encoding="utf-8")
+    augmented()
+    assert pipeline.open_experiment(settings()).folder != before
+
+
+def test_own_vector_files_name_the_run(workplace):
+    augmented()
+    pipeline.profile(settings(), silent)
+    table = embeddings.EmbeddingTable.load(Path("atomic_files/tiny-edt/tiny-edt.itemvec.safetensors"))
+    folders = set()
+    for scale in (1, 2):
+        own = embeddings.EmbeddingTable(table.tokens, table.rows, np.array(table.vectors) * scale, table.meta)
+        own.save(Path("own.safetensors"))
+        folders.add(folder_of(item_embeddings="own.safetensors")[1])
+    assert len(folders) == 2
+
+
+def test_the_ablation_without_filter_says_that_all_were_kept(workplace):
+    said = []
+    pipeline.embed(settings(), silent)
+    pipeline.augment_data(settings(**{"augment.filter": False}), said.append)
+    assert "all kept (no filter)" in said[0] and "all kept (no filter)" in said[1]
+
+
+def test_the_way_sequences_are_made_into_rows_does_not_rename_a_run_of_llmedt(workplace):
+    augmented()
+    pipeline.profile(settings(), silent)
+    sequence, prefix = folder_of(training="sequence"), folder_of(training="prefix")
+    assert sequence[1] == prefix[1] and sequence[0] != prefix[0]
+
+
+def test_logs_have_no_colours(tmp_path):
+    with pipeline._log_to(tmp_path / "log.txt"):
+        pipeline.logging.getLogger().info("\x1b[1;32mepoch 0\x1b[0m")
+    assert (tmp_path / "log.txt").read_text(encoding="utf-8").endswith("INFO epoch 0\n")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -201,3 +202,31 @@ def test_data_that_changed_since_training_are_refused(trained, tmp_path):
     assert json.loads((folder / "result.json").read_text())["dataset"] == "tiny-edt"
     with pytest.raises(DataError, match="have changed since"):
         load(folder, data_path=tmp_path / "copy/atomic_files")
+
+
+# ---- what augmentation inserted, and files that changed ------------------------------------------------------------
+
+
+@pytest.mark.parametrize("trained", ["LLMEDT"], indirect=True)
+def test_items_that_augmentation_inserted_are_not_taken_for_seen(model, trained):
+    frame = pd.read_csv(trained.parents[2] / "atomic_files/tiny-edt/tiny-edt.inter", sep="\t", dtype=str)
+    frame.columns = ["user", "item", "time", "generated"]
+    met = set(zip(*(frame.loc[frame["generated"] == "0", key] for key in ("user", "item")), strict=True))
+    inserted = set(zip(*(frame.loc[frame["generated"] == "1", key] for key in ("user", "item")), strict=True)) - met
+    found = pd.concat(model.all_users(k=30))
+    offered = set(zip(found["user"], found["item"], strict=True))
+    assert inserted and inserted <= offered and not met & offered
+
+
+@pytest.mark.parametrize("trained", ["LLMEDT"], indirect=True)
+def test_vectors_that_changed_since_training_are_refused(trained, tmp_path):
+    from recbole_edt.embeddings import EmbeddingTable
+
+    copied = tmp_path / "atomic_files"
+    shutil.copytree(trained.parents[2] / "atomic_files", copied)
+    assert load(trained, data_path=copied)
+    path = copied / "tiny-edt" / "tiny-edt.itemvec.safetensors"
+    table = EmbeddingTable.load(path)
+    EmbeddingTable(table.tokens, table.rows[::-1], np.array(table.vectors), table.meta).save(path)
+    with pytest.raises(DataError, match="have changed since"):
+        load(trained, data_path=copied)

@@ -28,11 +28,6 @@ class TestCosine:
         similarity.normalise(vectors)
         assert vectors.tolist() == [[3, 4]]
 
-    def test_length_does_not_matter_and_zero_rows_are_like_nothing(self):
-        a, b = np.array([[2, 0], [0, 0]]), np.array([[5, 0], [0, 1], [-1, 1], [0, 0]])
-        expected = [[1, 0, -np.sqrt(0.5), 0], [0, 0, 0, 0]]
-        assert similarity.cosine(a, b) == pytest.approx(np.array(expected), abs=1e-6)
-
 
 class TestCluster:
     def test_two_bundles_of_directions_are_two_clusters(self):
@@ -108,7 +103,8 @@ class TestNeighbours:
 
     def test_the_block_size_does_not_matter(self):
         vectors = np.random.default_rng(1).normal(size=(50, 5))
-        expected = np.argsort(-(similarity.cosine(vectors, vectors) - 9 * np.eye(50)), axis=1)[:, :4]
+        unit = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+        expected = np.argsort(-(unit @ unit.T - 9 * np.eye(50)), axis=1)[:, :4]
         for block in (1, 7, 50, 1000):
             assert (similarity.top_neighbours(vectors, 4, block=block)[0] == expected).all()
 

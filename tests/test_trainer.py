@@ -149,9 +149,15 @@ def test_early_stopping_is_told_from_the_epoch_cap(run):
     trainer.stopping_step = 0
     scores = iter([0.5, 0.4, 0.3])
     trainer._valid_epoch = lambda *args, **kwargs: (next(scores), {"ndcg@10": 0.0})
-    trainer.bar = None
     trainer.fit(train_data, valid_data)
     assert trainer.phases == [{"phase": "train", "ended_by": "early stopping"}]
+
+
+def test_epochs_without_validation_are_logged_too(run):
+    trainer, train_data, valid_data, _ = run("SASRec", "run", epochs=4, eval_step=2)
+    trainer.fit(train_data, valid_data)
+    assert [row["epoch"] for row in trainer.epoch_log] == [0, 1, 2, 3]
+    assert ["ndcg@10" in row for row in trainer.epoch_log] == [False, True, False, True]
 
 
 def test_random_states_continue_where_they_were_taken():
