@@ -551,7 +551,7 @@ def _name_phase(axes: Any, x: float, text: str) -> None:
 def _label_axes(upper: Any, lower: Any, metric: str) -> None:
     upper.set_title("Training; a ring marks the epoch that was tested", fontsize=11, loc="left")
     upper.set_ylabel(f"validation {metric}")
-    lower.set_ylabel("training loss (comparable within a model and phase only)")
+    lower.set_ylabel("training loss\n(comparable within a model and phase)")
     lower.set_xlabel("epoch")
     lower.xaxis.get_major_locator().set_params(integer=True)
     lowest, highest = lower.dataLim.intervaly
