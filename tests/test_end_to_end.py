@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -174,7 +175,12 @@ LONG = [
 def stop(arguments: list[str], epochs: Path, n_rows: int, how: signal.Signals) -> subprocess.CompletedProcess:
     """Start a run in a process of its own, and send ``how`` once its log has ``n_rows`` epochs."""
     process = subprocess.Popen(
-        [sys.executable, str(RUN_EDT), *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [sys.executable, str(RUN_EDT), *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        # A suite that runs in the background of a shell has Ctrl-C switched off, and hands that on.
+        preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
     )
     patience = time.monotonic() + 60
     while process.poll() is None and time.monotonic() < patience:
