@@ -187,7 +187,7 @@ class EDTDataset(SequentialDataset):
         held_out = torch.cat([torch.zeros(1, dtype=torch.long), (sequences.mark != TRAIN).cumsum(0)])
         late = sequences.generated & (held_out[:-1] > held_out[sequences.first])
         if late.any():
-            user = self.field2id_token[self.uid_field][int(sequences.user[late][0])]
+            user = str(self.field2id_token[self.uid_field][int(sequences.user[late][0])])
             raise DataError(
                 f"{self.dataset_name}: {int(late.sum())} generated rows come after held-out ones (the first: user "
                 f"{user!r}); inserted rows belong before a user's last two interactions"
@@ -350,7 +350,7 @@ class EDTDataset(SequentialDataset):
         missing = ~table.has(tokens)
         if missing.any():
             raise DataError(
-                f"{path}: no vector for {int(missing.sum())} items, the first is {tokens[missing][0]!r}; "
+                f"{path}: no vector for {int(missing.sum())} items, the first is {str(tokens[missing][0])!r}; "
                 "run the embed and augment stages again"
             )
         return torch.from_numpy(np.concatenate([np.zeros((1, table.dim), np.float32), table.lookup(tokens)]))
