@@ -59,7 +59,7 @@ def prepare(settings: Settings, say: Say) -> None:
     source, folder, name = settings.prepare.source, settings.folder, settings.dataset
     outputs = [folder / f"{name}.inter", folder / f"{name}.item"]
     if source is not None and not is_current(folder / "prepare.json", raw.source_hash(source), outputs):
-        raw.READERS[source](folder, name)
+        raw.prepare(source, folder, name)
     data = read(settings)
     if not (split.leave_one_out(data) == split.TEST).any():
         raise DataError(f"{outputs[0]}: no user has {split.MIN_RAW_ROWS} interactions, so none can be held out")
