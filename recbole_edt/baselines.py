@@ -20,24 +20,68 @@ from recbole_edt.layers import AllPositions
 SEQUENCE_ROWS = {"SASRec": "sequence", "GRU4Rec": "sequence", "BERT4Rec": "masked"}
 
 
+# What RecBole has, and what LLM-EDT has too, so that a comparison can give every model the same loss.
+LOSSES = ("BPR", "CE", "BCE", "SSM")
+
+
 class NextItemTraining(AllPositions):
-    """First base: RecBole's loss at every position of the sequence at once."""
+    """First base: a loss at every position of the sequence at once, RecBole's or one of LLM-EDT's."""
+
+    def __init__(self: Any, config: Any, dataset: Any) -> None:
+        loss_type = config["loss_type"]
+        super().__init__(config if loss_type in ("BPR", "CE") else _AsCE(config), dataset)  # type: ignore[call-arg]
+        self.loss_type = loss_type
+        self.n_negatives = config["n_negatives"] or 1
+        self.register_buffer("item_domain", dataset.item_domain, persistent=False)  # [N] 0 padding, 1 A, 2 B
 
     def calculate_loss(self: Any, interaction: Any) -> Tensor:
-        """CE over all items or BPR against one item other than the target, as RecBole; the mean over positions."""
+        """The mean over positions of CE over all items, BPR or BCE against one item other than the target, or SSM.
+
+        CE and BPR are RecBole's; SSM is LLM-EDT's: softmax among ``n_negatives`` of the target's domain.
+        """
         targets = interaction[TARGET_SEQ]
         counted = targets > 0
         states = self.states(interaction[self.ITEM_SEQ], interaction[self.ITEM_SEQ_LEN])[counted]  # [T, H]
         target = targets[counted]
         if self.loss_type == "CE":
             return losses.softmax_cross_entropy(states, self.item_embedding.weight, target)
-        return self.pairwise_loss(states, target, other_items(target, self.n_items))
+        if self.loss_type == "SSM":
+            return self.sampled_softmax_loss(states, target)
+        negative = other_items(target, self.n_items)
+        if self.loss_type == "BCE":
+            score = (states * self.item_embedding(target)).sum(-1), (states * self.item_embedding(negative)).sum(-1)
+            return losses.bce(score[0], score[1].unsqueeze(1))
+        return self.pairwise_loss(states, target, negative)
+
+    def sampled_softmax_loss(self: Any, states: Tensor, target: Tensor) -> Tensor:
+        """Softmax of the target among itself and negatives of its domain, which the batch shares."""
+        total = states.new_zeros(())
+        for domain in (1, 2):
+            pool = torch.nonzero(self.item_domain == domain).squeeze(1)
+            mine = torch.nonzero(self.item_domain[target] == domain).squeeze(1)
+            negative = pool[torch.randint(len(pool), (self.n_negatives,), device=pool.device)]
+            own, vector = target[mine], states[mine]
+            positive_score = (vector * self.item_embedding(own)).sum(-1)
+            negative_score = vector @ self.item_embedding(negative).T
+            hit = own.unsqueeze(1) == negative
+            total = total + losses.sampled_softmax(positive_score, negative_score, hit) * len(mine)
+        return total / max(len(target), 1)
 
     def pairwise_loss(self: Any, states: Tensor, target: Tensor, negative: Tensor) -> Tensor:
         """RecBole's BPR loss for states ``[T, H]`` and item ids ``[T]``."""
         positive_score = (states * self.item_embedding(target)).sum(-1)
         negative_score = (states * self.item_embedding(negative)).sum(-1)
         return self.loss_fct(positive_score, negative_score)
+
+
+class _AsCE:
+    """A configuration whose loss RecBole's constructors know; they refuse any but their own two."""
+
+    def __init__(self, config: Any) -> None:
+        self._config = config
+
+    def __getitem__(self, key: str) -> Any:
+        return "CE" if key == "loss_type" else self._config[key]
 
 
 def other_items(target: Tensor, n_items: int) -> Tensor:

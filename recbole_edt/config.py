@@ -528,14 +528,22 @@ def check_model(settings: Settings, model: str) -> None:
     if model != "LLMEDT":
         _check_needs(model)
     values = {**_defaults(model), **model_values(settings, model)}
-    if model in SEQUENCE_MODELS and values["loss_type"] not in ("BPR", "CE"):
-        raise ConfigError(
-            f"{model}: loss_type: {values['loss_type']!r} is not one of BPR, CE; "
-            "a loss for LLMEDT alone goes under model_settings.LLMEDT"
-        )
+    if model in SEQUENCE_MODELS:
+        _check_loss(model, values)
     heads = values["n_heads"] if "n_heads" in _defaults(model) else 1
     if values.get("hidden_size", 0) % heads:
         raise ConfigError(f"{model}: hidden_size: {values['hidden_size']} is not a multiple of n_heads, {heads}")
+
+
+def _check_loss(model: str, values: Mapping[str, Any]) -> None:
+    """BERT4Rec and rows of prefixes have RecBole's losses alone."""
+    by_sequence = values.get("training", RUN_DEFAULTS["training"]) == "sequence" and model != "BERT4Rec"
+    known = ("BPR", "CE", "BCE", "SSM") if by_sequence else ("BPR", "CE")
+    if values["loss_type"] not in known:
+        raise ConfigError(
+            f"{model}: loss_type: {values['loss_type']!r} is not one of {', '.join(known)}; "
+            "a loss for one model alone goes under model_settings.MODEL"
+        )
 
 
 def _check_needs(model: str) -> None:

@@ -62,6 +62,44 @@ def test_loss_and_gradient_equal_those_of_recboles_prefix_rows(tmp_path, name, l
         torch.testing.assert_close(one.grad, other.grad, atol=1e-6, rtol=1e-4, msg=key)
 
 
+@pytest.mark.parametrize("name", ["SASRec", "GRU4Rec"])
+def test_sampled_softmax_ranks_each_target_among_negatives_of_its_own_domain(tmp_path, name):
+    (_, sequence), (_, ours) = both(tmp_path, name, "CE")
+    ours.loss_type, ours.n_negatives = "SSM", 4
+    batch = sequence[torch.arange(len(sequence))]
+    torch.manual_seed(3)
+    loss = ours.calculate_loss(batch)
+    torch.manual_seed(3)
+    pools = [[item for item in range(ours.n_items) if sequence.item_domain[item] == d] for d in (1, 2)]
+    negatives = [[pool[i] for i in torch.randint(len(pool), (4,)).tolist()] for pool in pools]
+    expected = []
+    with torch.no_grad():
+        table = ours.item_embedding.weight
+        states = ours.states(batch["item_id_list"], batch["item_length"])
+        for b, t in (batch[TARGET_SEQ] > 0).nonzero().tolist():
+            target = int(batch[TARGET_SEQ][b, t])
+            others = [item for item in negatives[int(sequence.item_domain[target]) - 1] if item != target]
+            scores = table[[target, *others]] @ states[b, t]
+            expected.append(scores.logsumexp(0) - scores[0])
+    assert loss.item() == pytest.approx(torch.stack(expected).mean().item(), abs=1e-6)
+
+
+def test_binary_cross_entropy_pulls_the_target_up_and_one_other_item_down(tmp_path):
+    (_, sequence), (_, ours) = both(tmp_path, "SASRec", "CE")
+    ours.loss_type = "BCE"
+    batch = sequence[torch.arange(len(sequence))]
+    torch.manual_seed(3)
+    loss = ours.calculate_loss(batch)
+    target = batch[TARGET_SEQ][batch[TARGET_SEQ] > 0]
+    torch.manual_seed(3)
+    negative = other_items(target, ours.n_items)
+    with torch.no_grad():
+        states = ours.states(batch["item_id_list"], batch["item_length"])[batch[TARGET_SEQ] > 0]
+        table = ours.item_embedding.weight
+        up, down = torch.sigmoid((states * table[target]).sum(1)), torch.sigmoid((states * table[negative]).sum(1))
+    assert loss.item() == pytest.approx((-up.log() - (1 - down).log()).mean().item(), abs=1e-5)
+
+
 @pytest.mark.parametrize("name", ["SASRec", "GRU4Rec", "BERT4Rec"])
 def test_scores_are_the_stock_models(tmp_path, name):
     (prefix, _), (stock, ours) = both(tmp_path, name, "CE")

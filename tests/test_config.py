@@ -250,7 +250,9 @@ def test_without_the_gpu_the_device_is_the_processor(workplace):
 @pytest.mark.parametrize(
     ("keys", "model", "message"),
     [
-        ({"loss_type": "BCE"}, "SASRec", "SASRec: loss_type: 'BCE' is not one of BPR, CE"),
+        ({"loss_type": "SSM"}, "BERT4Rec", "BERT4Rec: loss_type: 'SSM' is not one of BPR, CE"),
+        ({"loss_type": "BCE", "training": "prefix"}, "SASRec", "SASRec: loss_type: 'BCE' is not one of BPR, CE"),
+        ({"model_settings.SASRec.loss_type": "MSE"}, "SASRec", "'MSE' is not one of BPR, CE, BCE, SSM"),
         ({"model_settings.BERT4Rec.hidden_size": 31}, "BERT4Rec", "hidden_size: 31 is not a multiple of n_heads, 2"),
         ({}, "KGAT", "KGAT needs more than interactions"),
         ({}, "FM", "FM needs more than interactions"),
