@@ -64,7 +64,7 @@ RANGES: dict[str, tuple[float, float]] = {
     **dict.fromkeys(("epochs", "finetune_epochs", "stopping_step", "finetune_stopping_step"), (0, math.inf)),
     **dict.fromkeys(("train_batch_size", "eval_batch_size", "eval_step", "MAX_ITEM_LIST_LENGTH"), (1, math.inf)),
     **dict.fromkeys(("hidden_size", "inner_size", "embedding_size"), (1, math.inf)),
-    **dict.fromkeys(("n_layers", "n_heads", "num_layers"), (1, math.inf)),
+    **dict.fromkeys(("n_layers", "n_heads", "num_layers", "block_num", "kernel_size"), (1, math.inf)),
     **dict.fromkeys(("hidden_dropout_prob", "attn_dropout_prob", "dropout_prob", "adapter_dropout"), (0, 1)),
     **dict.fromkeys(("mask_ratio", "ft_ratio"), (0, 1)),
     "learning_rate": (0, 1e3),
@@ -497,6 +497,7 @@ def _gpu_problem(value: Any, values: Mapping[str, Any]) -> str | None:
 
 SPECIAL: dict[str, Callable[[Any, Mapping[str, Any]], str | None]] = {
     "topk": _topk_problem,
+    "dilations": _topk_problem,
     "metrics": _metrics_problem,
     "valid_metric": _valid_metric_problem,
     "eval_args": _eval_args_problem,
@@ -530,7 +531,8 @@ def check_model(settings: Settings, model: str) -> None:
     values = {**_defaults(model), **model_values(settings, model)}
     if model in SEQUENCE_MODELS:
         _check_loss(model, values)
-    heads = values["n_heads"] if "n_heads" in _defaults(model) else 1
+    transformer = values["backbone"] if model == "LLMEDT" else model
+    heads = values["n_heads"] if "n_heads" in _defaults(transformer) else 1
     if values.get("hidden_size", 0) % heads:
         raise ConfigError(f"{model}: hidden_size: {values['hidden_size']} is not a multiple of n_heads, {heads}")
 
@@ -573,9 +575,11 @@ def _properties() -> Path:
 
 
 def _defaults(model: str) -> dict[str, Any]:
-    """Hyper-parameters of one model: those in its RecBole property file, or LLM-EDT's own."""
+    """Hyper-parameters of one model: those in its RecBole property file, or LLM-EDT's own and its backbones'."""
+    from recbole_edt.backbones import BACKBONES
+
     if model == "LLMEDT":
-        from recbole_edt.model import BACKBONES, ModelSettings
+        from recbole_edt.model import ModelSettings
         from recbole_edt.trainer import PhaseConfig
 
         backbones = [_defaults(backbone) for backbone in BACKBONES]
@@ -583,7 +587,7 @@ def _defaults(model: str) -> dict[str, Any]:
         return {key: value for one in [*backbones, own] for key, value in one.items()}
     path = _properties() / "model" / f"{model}.yaml"
     values = read_file(path) if path.is_file() else {}
-    if model in SEQUENCE_MODELS:
+    if model in BACKBONES:
         return values
     # Elsewhere RecBole writes 1 for 1.0.
     return {key: float(value) if _is_whole(value) else value for key, value in values.items()}

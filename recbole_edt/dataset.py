@@ -121,7 +121,7 @@ class EDTDataset(SequentialDataset):
     def __init__(self, config: Any) -> None:
         if config["benchmark_filename"]:
             raise ConfigError("benchmark_filename: pre-split files are not supported; the split is made here")
-        self.training = config["training"] or "sequence"
+        self.training = rows_for(config)
         self.with_domains = config["model"] == "LLMEDT"
         super().__init__(config)
 
@@ -209,8 +209,8 @@ class EDTDataset(SequentialDataset):
         Args:
             generated: with the inserted rows and virtual items, or without any trace of them.
             training: rows of the training part: ``sequence`` (windows of items, each with its next item),
-                ``masked`` (windows of items), ``prefix`` (RecBole's: a history and its target), ``pairs``
-                (user and item, for models without sequences).
+                ``masked`` (windows of items to hide some of), ``prefix`` (RecBole's: a history and its target),
+                ``pairs`` (user and item, for models without sequences).
 
         Raises: DataError if a part is empty.
         """
@@ -259,9 +259,11 @@ class EDTDataset(SequentialDataset):
     def _training_rows(self) -> Tensor:
         """The row of each training example's target; for windows, of its last item."""
         train = self.sequences.mark == TRAIN
-        if self.config["inserted_as_targets"] is False and self.training != "sequence":
-            if self.training == "masked":
-                raise ConfigError("inserted_as_targets: false is not possible for a model that learns by masking")
+        if self.config["inserted_as_targets"] is False and self.training == "masked" and not self.with_domains:
+            raise ConfigError(
+                f"inserted_as_targets: false is not possible for {self.config['model']}, which learns by masking"
+            )
+        if self.config["inserted_as_targets"] is False and self.training in ("prefix", "pairs"):
             train = train & ~self.sequences.generated
         if self.training == "pairs":
             return torch.nonzero(train).squeeze(1)
@@ -274,6 +276,15 @@ class EDTDataset(SequentialDataset):
         from_end = n_train[self.sequences.user] - 1 - position
         enough = position > 0 if self.training == "sequence" else position >= 0
         return torch.nonzero(train & enough & (from_end % self.max_item_list_len == 0)).squeeze(1)
+
+    def for_finetuning(self) -> EDTDataset:
+        """This training part for LLM-EDT's second phase: windows stay, masked rows become a row per target."""
+        if self.training != "masked":
+            return self
+        part = copy.copy(self)
+        part.training = "prefix"
+        part._set_rows(part._training_rows(), self.sequences)
+        return part
 
     def _set_rows(self, row: Tensor, sequences: Sequences) -> None:
         """Make ``row`` (positions in ``sequences``) this part's examples."""
@@ -288,7 +299,8 @@ class EDTDataset(SequentialDataset):
         """Rows as one Interaction: RecBole's fields, and for LLM-EDT the targets and the two domains' sequences.
 
         ``item_id_list [B, L]`` is padded on the right to the longest of the batch, or to the maximum length for
-        models that need it. In training by sequence ``target_list [B, L]`` holds the next item of each position.
+        models that need it. In training by sequence ``target_list [B, L]`` holds the next item of each position,
+        in LLM-EDT's training by masking the item of each position.
         """
         inter = super().__getitem__(index, join)
         if getattr(self, "phase", None) == "training" and self.training == "pairs":
@@ -297,7 +309,7 @@ class EDTDataset(SequentialDataset):
         first, end = self.sequences.first[row], row + 1 if self._is_training("masked") else row
         trimmed = self.with_domains or self._is_training("sequence", "masked")
         inter.update(self.histories(self.sequences, first, end, None if trimmed else self.max_item_list_len))
-        if self._is_training("sequence"):
+        if self._is_training("sequence") or (self.with_domains and self._is_training("masked")):
             inter.update(Interaction(self._targets(row, first)))
         return inter
 
@@ -316,11 +328,13 @@ class EDTDataset(SequentialDataset):
         return getattr(self, "phase", None) == "training" and self.training in kinds
 
     def _targets(self, row: Tensor, first: Tensor) -> dict[str, Tensor]:
-        """The next item of each position, and whether the window is the last of its user's training rows."""
-        start = torch.maximum(first, row - self.max_item_list_len)
-        targets, _ = gather_slices(self.sequences.item, start + 1, row + 1)
+        """The target of each position, and whether the window is the last of its user's training rows."""
+        start = torch.maximum(first, row - self.max_item_list_len) + 1  # the item after each position
+        if self.training == "masked":
+            start = torch.maximum(first, row + 1 - self.max_item_list_len)  # the item itself
+        targets, _ = gather_slices(self.sequences.item, start, row + 1)
         if self.config["inserted_as_targets"] is False:
-            inserted, _ = gather_slices(self.sequences.generated, start + 1, row + 1)
+            inserted, _ = gather_slices(self.sequences.generated, start, row + 1)
             targets = targets * ~inserted.bool()
         total = len(self.sequences.item)
         after = (row + 1).clamp(max=total - 1)
@@ -379,7 +393,7 @@ class SequenceLoader:
     It offers what RecBole's trainer asks of a loader.
 
     Args:
-        dataset: a training part made with ``sequence`` or ``masked`` rows.
+        dataset: a training part whose rows are sequences.
         batch_size: rows per batch.
         seed: of the order of the rows.
     """
@@ -405,6 +419,13 @@ class SequenceLoader:
             batches.extend(group.split(self.batch_size))
         for index in torch.randperm(len(batches), generator=self.generator).tolist():
             yield self._dataset[batches[index]]
+
+
+def rows_for(config: Any) -> str:
+    """The rows of ``EDTDataset.parts`` that RecBole's runner, or LLM-EDT anywhere, trains on."""
+    if config["model"] != "LLMEDT":
+        return config["training"] or "sequence"
+    return "masked" if config["backbone"] == "BERT4Rec" else "sequence"
 
 
 def artefacts_hash(config: Any) -> str:

@@ -7,29 +7,24 @@ sequence (Eq. 8, 9, 13, 14); in the phase ``finetune`` only the user adapters ar
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
-from pathlib import Path
 from typing import Any
 
-import recbole
 import torch
 from recbole.data.interaction import Interaction
 from recbole.model.abstract_recommender import SequentialRecommender
-from recbole.utils import InputType, get_model
+from recbole.utils import InputType
 from torch import Tensor, nn
 
 from recbole_edt import losses
+from recbole_edt.backbones import backbone_faults, build_backbone, item_encoder
 from recbole_edt.candidates import DomainSampler
-from recbole_edt.config import read_yaml
 from recbole_edt.dataset import DOMAIN_SEQ, DOMAIN_SEQ_LEN, LAST_WINDOW, TARGET_SEQ
 from recbole_edt.errors import ConfigError, choice_faults
-from recbole_edt.layers import Adapter, AllPositions, ItemEncoder, last_state
+from recbole_edt.layers import Adapter, ItemEncoder
 
-# RecBole models whose states are causal and come out at every position (see AllPositions).
-BACKBONES = ("SASRec", "GRU4Rec")
 # Fields of fine-tuning's batches.
 STATE, OWN_STATE, HAS_OWN = "state", "own_state", "has_own"
 CHOICES = {
-    "backbone": BACKBONES,
     "item_representation": ("llm", "id", "llm+id"),
     "loss_type": ("BPR", "BCE", "CE", "SSM"),
     "align_denominator": ("paper", "infonce"),
@@ -41,7 +36,7 @@ class ModelSettings:
     """What LLM-EDT reads from the configuration; every default is the paper's unless said otherwise."""
 
     backbone: str = "SASRec"
-    """``SASRec`` or ``GRU4Rec``."""
+    """``SASRec`` (paper), ``GRU4Rec``, ``BERT4Rec`` (both in table 9), or another of ``backbones.BACKBONES``."""
     hidden_size: int = 128
     """Width of states and item vectors; above 0."""
     item_representation: str = "llm"
@@ -80,7 +75,7 @@ class ModelSettings:
 
     def faults(self) -> list[str]:
         """What is wrong with these values, one sentence each."""
-        found = choice_faults(self, CHOICES)
+        found = backbone_faults(self.backbone) + choice_faults(self, CHOICES)
         for key in ("hidden_size", "n_negatives", "adapter_size", "align_temperature"):
             if not getattr(self, key) > 0:
                 found.append(f"{key}: {getattr(self, key)!r} is not above 0")
@@ -113,8 +108,10 @@ class LLMEDT(SequentialRecommender):
         user, item = (column.to(self.device) for column in dataset.training_pairs)
         self.sampler = DomainSampler(self.pools, user, item, dataset.user_num)
         text = None if settings.item_representation == "id" else dataset.item_vectors()
-        encoder = ItemEncoder(self.n_items, settings.hidden_size, settings.item_representation, text)
-        self.backbone = build_backbone(settings, config, dataset, encoder)
+        encoder = item_encoder(settings.backbone)(
+            self.n_items, settings.hidden_size, settings.item_representation, text
+        )
+        self.backbone = build_backbone(settings.backbone, config, dataset, encoder)
         self.user_adapters = nn.ModuleList(self._user_adapter() for _ in range(2))
         self.profile_adapter: Adapter | None = None
         if settings.alpha > 0:
@@ -161,19 +158,19 @@ class LLMEDT(SequentialRecommender):
         """Pre-training: Eq. 9, and alpha times Eq. 13 if profiles are on. Fine-tuning: Eq. 12 of A and of B."""
         if self.phase == "finetune":
             return self._finetuning_loss(interaction)
-        targets = interaction[TARGET_SEQ]
-        counted = targets > 0  # [B, L]
-        target = targets[counted]  # [T]
-        user = interaction[self.USER_ID].unsqueeze(1).expand_as(targets)[counted]
+        item_seq, length, targets = (interaction[key] for key in (self.ITEM_SEQ, self.ITEM_SEQ_LEN, TARGET_SEQ))
+        predicted = self.backbone.predicted(targets, length)  # [B, L]
+        target = targets[predicted]  # [T]
+        user = interaction[self.USER_ID].unsqueeze(1).expand_as(targets)[predicted]
         domain = self.item_domain[target] - 1  # [T], 0 A and 1 B
         negative = self._negatives(user, domain)
-        with self.item_embedding.shared(interaction[self.ITEM_SEQ], target, negative):
-            states = self.backbone.states(interaction[self.ITEM_SEQ], interaction[self.ITEM_SEQ_LEN])
-            parts = self._domain_losses(states[counted], target, domain, negative)
-        loss = sum(mean * n for mean, n in parts) / max(len(target), 1)
-        if self.profile_adapter is None:
-            return loss
-        return loss, self.settings.alpha * self._alignment(interaction, states)
+        with self.item_embedding.shared(item_seq, target, negative):
+            states = self.backbone.training_states(item_seq, length, predicted)
+            parts = self._domain_losses(states[predicted], target, domain, negative)
+            loss = sum(mean * n for mean, n in parts) / max(len(target), 1)
+            if self.profile_adapter is None:
+                return loss
+            return loss, self.settings.alpha * self._alignment(interaction, states)
 
     def _finetuning_loss(self, interaction: Any) -> tuple[Tensor, ...]:
         if STATE not in interaction:
@@ -223,16 +220,14 @@ class LLMEDT(SequentialRecommender):
         return (losses.bpr if kind == "BPR" else losses.bce)(positive_score, negative_score)
 
     def _alignment(self, interaction: Any, states: Tensor) -> Tensor:
-        """Eq. 13 over the users of the batch who have a profile.
-
-        The state is that of the last training position with a target, so it has read all but the last item.
-        """
+        """Eq. 13 over the users of the batch who have a profile and whose last training items are in it."""
         assert self.profile_adapter is not None
         user = interaction[self.USER_ID]
         chosen = interaction[LAST_WINDOW].bool() & self.has_profile[user]
         if int(chosen.sum()) < 2:
             return states.sum() * 0.0
-        state = last_state(states, interaction[self.ITEM_SEQ_LEN])[chosen]
+        item_seq, length = interaction[self.ITEM_SEQ][chosen], interaction[self.ITEM_SEQ_LEN][chosen]
+        state = self.backbone.user_states(item_seq, length, states[chosen])
         profile = self.profile_adapter(self.profiles[user[chosen]])
         s = self.settings
         return losses.alignment_loss(state, profile, s.align_temperature, s.align_denominator)
@@ -243,7 +238,13 @@ class LLMEDT(SequentialRecommender):
 
         ``state`` is u~ and ``own_state`` is h^d of the target's domain (Eq. 10), both from before the target;
         ``has_own`` is False where the user had no item of that domain yet.
+
+        Args:
+            interaction: windows with the target of each position for a causal backbone, or one row per target
+                with the history before it for a masked one (``EDTDataset.for_finetuning``).
         """
+        if TARGET_SEQ not in interaction:
+            return self._states_of_rows(interaction)
         targets, item_seq = interaction[TARGET_SEQ], interaction[self.ITEM_SEQ]
         counted = targets > 0
         target = targets[counted]
@@ -259,6 +260,17 @@ class LLMEDT(SequentialRecommender):
             mine = (self.item_domain[target] == d + 1) & (position >= 0)
             own[mine], has_own[mine] = states[row[mine], position[mine]], True
         user = interaction[self.USER_ID][row]
+        return Interaction({self.USER_ID: user, self.ITEM_ID: target, STATE: state, OWN_STATE: own, HAS_OWN: has_own})
+
+    def _states_of_rows(self, interaction: Any) -> Interaction:
+        target = interaction[self.ITEM_ID]
+        state = self.backbone(interaction[self.ITEM_SEQ], interaction[self.ITEM_SEQ_LEN])
+        own, has_own = torch.zeros_like(state), torch.zeros_like(target, dtype=torch.bool)
+        for d in (0, 1):
+            length = interaction[DOMAIN_SEQ_LEN[d]]
+            mine = (self.item_domain[target] == d + 1) & (length > 0)
+            own[mine], has_own[mine] = self.backbone(interaction[DOMAIN_SEQ[d]][mine], length[mine]), True
+        user = interaction[self.USER_ID]
         return Interaction({self.USER_ID: user, self.ITEM_ID: target, STATE: state, OWN_STATE: own, HAS_OWN: has_own})
 
     # ---- inference -----------------------------------------------------------------------------------------------
@@ -292,35 +304,3 @@ class LLMEDT(SequentialRecommender):
         vectors = self.user_vectors(interaction)
         own = vectors[self.item_domain[item] - 1, torch.arange(len(item), device=item.device)]
         return (own * self.item_embedding(item)).sum(-1)
-
-
-class _BackboneConfig:
-    """The configuration a backbone's constructor sees: ours first, then RecBole's defaults for that model."""
-
-    def __init__(self, config: Any, settings: ModelSettings) -> None:
-        path = Path(recbole.__file__).parent / "properties" / "model" / f"{settings.backbone}.yaml"
-        self._defaults = read_yaml(path.read_text(encoding="utf-8"))
-        self._fixed = {"embedding_size": settings.hidden_size, "hidden_size": settings.hidden_size, "loss_type": "CE"}
-        self._config = config
-
-    def __getitem__(self, key: str) -> Any:
-        if key in self._fixed:
-            return self._fixed[key]
-        value = self._config[key]
-        return self._defaults.get(key) if value is None else value
-
-
-def build_backbone(settings: ModelSettings, config: Any, dataset: Any, item_embedding: ItemEncoder) -> nn.Module:
-    """RecBole's own model with states at every position and our item encoder in place of its embedding.
-
-    Raises: ConfigError if the sizes do not fit together.
-    """
-    view = _BackboneConfig(config, settings)
-    heads = view["n_heads"]
-    if heads and settings.hidden_size % heads:
-        raise ConfigError(f"hidden_size: {settings.hidden_size} is not a multiple of n_heads, {heads}")
-    cls = get_model(settings.backbone)
-    backbone = type(settings.backbone, (AllPositions, cls), {})(view, dataset)
-    # After its own initialisation, which would otherwise run over the encoder.
-    backbone.item_embedding = item_embedding
-    return backbone

@@ -31,7 +31,7 @@ from recbole_edt import atomic, augment, embeddings, profiles, raw, report, spli
 from recbole_edt.baselines import SEQUENCE_ROWS, sequence_trained
 from recbole_edt.candidates import CandidateTable
 from recbole_edt.config import RUN_DEFAULTS, Settings, model_values, recbole_config
-from recbole_edt.dataset import EDTDataset, SequenceLoader, artefacts_hash, eval_loader
+from recbole_edt.dataset import EDTDataset, SequenceLoader, artefacts_hash, eval_loader, rows_for
 from recbole_edt.errors import DataError
 from recbole_edt.evaluation import RankCollector, RankEvaluator, read_ranks, standard_groups, write_ranks
 from recbole_edt.files import (
@@ -356,7 +356,7 @@ def loaders(experiment: Experiment, config: Any, name: str) -> tuple[Any, Any, A
     """Loaders of the three parts, and the model's class, for the rows that this model trains on."""
     by_sequence = name == "LLMEDT" or (config["training"] == "sequence" and name in SEQUENCE_ROWS)
     if by_sequence:
-        rows = SEQUENCE_ROWS.get(name, "sequence")
+        rows = rows_for(config) if name == "LLMEDT" else SEQUENCE_ROWS[name]
     else:
         rows = "prefix" if config["MODEL_TYPE"] == ModelType.SEQUENTIAL else "pairs"
     train, valid, test = experiment.dataset.for_model(config).parts(_sees_generated(config), rows)

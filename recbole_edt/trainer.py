@@ -22,6 +22,7 @@ from recbole.utils import ModelType, get_trainer
 from tqdm import tqdm
 
 from recbole_edt.compat import write_checkpoint
+from recbole_edt.dataset import SequenceLoader
 from recbole_edt.errors import ConfigError, DataError
 from recbole_edt.files import write_text
 from recbole_edt.model import STATE
@@ -216,7 +217,7 @@ class FrozenStates:
     shuffle = True
 
     def __init__(self, model: Any, train_data: Any) -> None:
-        self._dataset = self.dataset = train_data._dataset
+        self._dataset = self.dataset = train_data._dataset.for_finetuning()
         self.generator = train_data.generator
         model.eval()
         rows = torch.arange(len(self._dataset)).split(256)  # always in the same order, for resume
@@ -238,6 +239,16 @@ class FrozenStates:
         """Memory that the states of all training targets take, at most."""
         n_targets = int((train_data._dataset.sequences.mark == TRAIN).sum())
         return 8 * n_targets * model.settings.hidden_size
+
+
+def finetuning_loader(train_data: Any) -> Any:
+    """The loader of pre-training, or where that one masks, one of single targets in as many batches."""
+    part = train_data._dataset.for_finetuning()
+    if part is train_data._dataset:
+        return train_data
+    loader = SequenceLoader(part, -(-len(part) // len(train_data)), 0)
+    loader.generator = train_data.generator
+    return loader
 
 
 class LLMEDTTrainer(ResumableTraining, Trainer):
@@ -278,6 +289,8 @@ class LLMEDTTrainer(ResumableTraining, Trainer):
         self._start_finetuning()
         if FrozenStates.n_bytes(self.model, train_data) <= STATE_CACHE_BYTES:
             train_data = FrozenStates(self.model, train_data)
+        else:
+            train_data = finetuning_loader(train_data)
         return super().fit(train_data, valid_data, verbose, saved, show_progress, callback_fn)
 
     def _load_pretrained(self, path: str) -> None:

@@ -99,6 +99,11 @@ def test_the_name_that_recbole_keeps_for_itself_is_refused(refused):
         ("learning_rate=abc", "learning_rate: 'abc' is not a number"),
         ("learning_rate=.nan", "learning_rate: nan is not a number of at least 0 and at most 1000.0"),
         ("hidden_dropout_prob=1.5", "hidden_dropout_prob: 1.5 is not a number of at least 0 and at most 1"),
+        ("num_layers=0", "num_layers: 0 is not a number of at least 1"),
+        ("block_num=1.5", "block_num: 1.5 is not a whole number"),
+        ("dilations=[1, 0]", "dilations: [1, 0] is not a list of whole numbers above 0"),
+        ("mask_ratio=1.5", "mask_ratio: 1.5 is not a number of at least 0 and at most 1"),
+        ("backbone=NARM", "backbone: 'NARM' is not one of SASRec, GRU4Rec, BERT4Rec, NextItNet; its forward() has no"),
         ("hidden_size=wide", "hidden_size: 'wide' is not a whole number"),
         ("use_gpu=maybe", "use_gpu: 'maybe' is not true or false"),
         ("learner=3", "learner: 3 is not text"),
@@ -254,13 +259,19 @@ def test_without_the_gpu_the_device_is_the_processor(workplace):
         ({"loss_type": "BCE", "training": "prefix"}, "SASRec", "SASRec: loss_type: 'BCE' is not one of BPR, CE"),
         ({"model_settings.SASRec.loss_type": "MSE"}, "SASRec", "'MSE' is not one of BPR, CE, BCE, SSM"),
         ({"model_settings.BERT4Rec.hidden_size": 31}, "BERT4Rec", "hidden_size: 31 is not a multiple of n_heads, 2"),
+        ({"hidden_size": 9}, "LLMEDT", "LLMEDT: hidden_size: 9 is not a multiple of n_heads, 2"),
+        ({"hidden_size": 9, "backbone": "BERT4Rec"}, "LLMEDT", "hidden_size: 9 is not a multiple of n_heads, 2"),
         ({}, "KGAT", "KGAT needs more than interactions"),
         ({}, "FM", "FM needs more than interactions"),
         ({}, "SASRecF", "SASRecF needs more than interactions"),
     ],
 )
 def test_a_model_that_cannot_be_built_is_refused_before_others_train(keys, model, message):
-    settings = config.load("any", [], {**keys, "models": ["LLMEDT", model]})
-    config.check_model(settings, "LLMEDT")
+    settings = config.load("any", [], {**keys, "models": ["Pop", model]})
     with pytest.raises(ConfigError, match=message):
         config.check_model(settings, model)
+
+
+@pytest.mark.parametrize("backbone", ["GRU4Rec", "NextItNet"])
+def test_a_backbone_without_heads_may_have_any_width(backbone):
+    config.check_model(config.load("any", [], {"backbone": backbone, "hidden_size": 9}), "LLMEDT")

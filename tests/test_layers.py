@@ -5,11 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from recbole.utils import get_model
 
-from recbole_edt import config
 from recbole_edt.layers import Adapter, ItemEncoder, last_state
-from recbole_edt.model import BACKBONES, ModelSettings, build_backbone
 
 
 def arrays(*tensors: torch.Tensor) -> list[np.ndarray]:
@@ -84,52 +81,3 @@ def test_the_table_kept_in_evaluation_is_dropped_when_weights_change():
 def test_last_state_takes_the_state_at_the_last_item():
     states = torch.arange(12.0).reshape(2, 3, 2)
     assert last_state(states, torch.tensor([1, 3])).tolist() == [[0, 1], [10, 11]]
-
-
-class FewItems:
-    def num(self, field: str) -> int:
-        return 20
-
-
-def backbone(name: str, tmp_path) -> torch.nn.Module:
-    torch.manual_seed(3)
-    keys = {"n_heads": 2, "MAX_ITEM_LIST_LENGTH": 8, "backbone": name, "hidden_size": 8}
-    settings = config.load("none", [], keys)
-    view = config.recbole_config(settings, "LLMEDT", "none", tmp_path)
-    encoder = ItemEncoder(20, 8, "id", initializer_range=1.0)
-    return build_backbone(ModelSettings(backbone=name, hidden_size=8), view, FewItems(), encoder).eval()
-
-
-@pytest.mark.parametrize("name", BACKBONES)
-class TestBackbones:
-    def test_the_last_of_all_states_is_the_stock_models_output(self, name, tmp_path):
-        model = backbone(name, tmp_path)
-        item_seq, length = torch.tensor([[3, 4, 5, 6, 0], [7, 8, 0, 0, 0]]), torch.tensor([4, 2])
-        stock = get_model(name).__mro__[0]
-        own_gather = type(model).__mro__[1].gather_indexes
-        try:  # without our gather, forward is RecBole's
-            type(model).__mro__[1].gather_indexes = stock.gather_indexes
-            expected = stock.forward(model, item_seq, length)
-        finally:
-            type(model).__mro__[1].gather_indexes = own_gather
-        assert torch.equal(model(item_seq, length), expected)
-        assert torch.equal(last_state(model.states(item_seq, length), length), expected)
-
-    def test_a_later_item_changes_no_earlier_state(self, name, tmp_path):
-        model = backbone(name, tmp_path)
-        item_seq, length = torch.tensor([[3, 4, 5, 6]]), torch.tensor([4])
-        states = model.states(item_seq, length)
-        for t in range(1, 4):
-            changed = item_seq.clone()
-            changed[0, t] = 11
-            other = model.states(changed, length)
-            assert torch.equal(states[:, :t], other[:, :t])
-            assert (states[:, t:] - other[:, t:]).abs().max() > 1e-4
-
-    def test_padding_changes_nothing(self, name, tmp_path):
-        model = backbone(name, tmp_path)
-        item_seq, length = torch.tensor([[3, 4, 5]]), torch.tensor([3])
-        padded = torch.tensor([[3, 4, 5, 0, 0, 0]])
-        torch.testing.assert_close(
-            model.states(padded, length)[:, :3], model.states(item_seq, length), atol=1e-6, rtol=0
-        )
