@@ -54,8 +54,10 @@ class AugmentConfig:
     """``after_source``: after the item it resembles (paper); ablations ``append``, ``random``, ``none``."""
     filter: bool = True
     """Whether eq. 6 is applied; false is the paper's ablation without the noise filter."""
+    injection_ratio: float = 1.0
+    """Share of the kept items that are inserted, drawn at random, above 0 and at most 1 (paper's tables 6 and 7)."""
     seed: int = 42
-    """For k-means, the quantile's sample and random insertion; 0 or more."""
+    """For k-means, the quantile's sample, the injected share and random insertion; 0 or more."""
 
     def faults(self) -> list[str]:
         """What is wrong with the values, one ``key: message`` each."""
@@ -63,7 +65,7 @@ class AugmentConfig:
         found += whole_number_faults(self, {"n_clusters": 1, "n_generated": 1, "k": 1, "seed": 0})
         if not isinstance(self.filter, bool):
             found.append(f"filter: {self.filter!r} is not true or false")
-        return found + _tau_faults(self.tau)
+        return found + _tau_faults(self.tau) + _ratio_faults(self.injection_ratio)
 
     def validate(self) -> None:
         """Raises: ConfigError listing every fault."""
@@ -79,6 +81,12 @@ def _tau_faults(tau: float | str) -> list[str]:
     if isinstance(tau, (int, float)) and not isinstance(tau, bool) and -1 <= tau <= 1:
         return []
     return [f"tau: {tau!r} is not in [-1, 1]; write a cosine such as 0.9 or a quantile such as q0.10"]
+
+
+def _ratio_faults(ratio: float) -> list[str]:
+    if isinstance(ratio, (int, float)) and not isinstance(ratio, bool) and 0 < ratio <= 1:
+        return []
+    return [f"injection_ratio: {ratio!r} is not above 0 and at most 1; to insert nothing choose insertion: none"]
 
 
 @dataclass(frozen=True)
@@ -173,7 +181,9 @@ def _one_direction(
         target_score[np.isneginf(target_score)] = 1
         tau = resolve_tau(config.tau, vectors[(train.item_domain != source) & ~train.virtual], config.seed)
         kept, counts = _filtered(user, source_score, target_score, config.k, tau)
-    return Insertions(item[kept], own[nearest[kept]], source_score[kept]), counts | {"kept": int(kept.sum())}
+    counts["kept"] = int(kept.sum())
+    kept[kept] = injected(counts["kept"], config.injection_ratio, config.seed)
+    return Insertions(item[kept], own[nearest[kept]], source_score[kept]), counts
 
 
 def _filtered(
@@ -247,6 +257,13 @@ def keep_relevant(
     ranked = np.zeros(len(user), bool)
     ranked[order] = np.arange(len(user)) - np.searchsorted(sorted_user, sorted_user) < k
     return ranked & (target_score >= tau)
+
+
+def injected(n: int, ratio: float, seed: int) -> np.ndarray:
+    """``[n]`` bool: which of ``n`` kept items go in, a share ``ratio`` at random; a higher ratio only adds."""
+    chosen = np.zeros(n, bool)
+    chosen[np.random.default_rng(seed).permutation(n)[: round(ratio * n)]] = True
+    return chosen
 
 
 def _anchor(train: TwoDomainData, source_row: np.ndarray, config: AugmentConfig) -> np.ndarray:

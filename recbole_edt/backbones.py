@@ -18,11 +18,14 @@ from torch.nn import functional
 from recbole_edt.baselines import random_mask
 from recbole_edt.config import read_yaml
 from recbole_edt.errors import ConfigError
-from recbole_edt.layers import AllPositions, ItemEncoder, last_state
+from recbole_edt.layers import AllPositions, ItemEncoder, PreNorm, last_state
 
 MASKED = "BERT4Rec"
 BACKBONES = ("SASRec", "GRU4Rec", MASKED, "NextItNet")
 """Every sequential model of RecBole with a state per position that passes the tests of causality and padding."""
+
+PRE_NORM = ("SASRec", MASKED)
+"""Those whose layers can normalise first."""
 
 _ONE_VECTOR = "its forward() has no state per position, only one vector for a whole sequence"
 _USER = "its forward() has no state per position, only one vector for a user and a whole sequence"
@@ -167,7 +170,7 @@ def build_backbone(name: str, config: Any, dataset: Any, item_embedding: ItemEnc
     if width % heads:
         raise ConfigError(f"hidden_size: {width} is not a multiple of n_heads, {heads}")
     kind = {MASKED: MaskedStates, "NextItNet": DilatedStates}.get(name, CausalStates)
-    backbone = type(name, (kind, get_model(name)), {})(view, dataset)
+    backbone = type(name, (kind, PreNorm, get_model(name)), {})(view, dataset)
     # After its own initialisation, which would otherwise run over the encoder.
     backbone.item_embedding = item_embedding
     return backbone

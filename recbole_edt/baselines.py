@@ -14,7 +14,7 @@ from torch import Tensor
 
 from recbole_edt import losses
 from recbole_edt.dataset import TARGET_SEQ
-from recbole_edt.layers import AllPositions
+from recbole_edt.layers import AllPositions, PreNorm
 
 # Model to the rows it trains on; every other model keeps RecBole's own way.
 SEQUENCE_ROWS = {"SASRec": "sequence", "GRU4Rec": "sequence", "BERT4Rec": "masked"}
@@ -126,5 +126,5 @@ def sequence_trained(name: str) -> type:
     """RecBole's model ``name`` with whole-sequence training, under its own name."""
     cls = get_model(name)
     base: type = NextItemTraining if SEQUENCE_ROWS[name] == "sequence" else MaskedItemTraining
-    return type(name, (base, cls), {})
+    return type(name, (base, PreNorm, cls), {})
 

@@ -33,7 +33,7 @@ STAGES = {
         Reads   the files of prepare and embed; training interactions only
         Writes  atomic_files/NAME-edt/NAME-edt.inter, .item, .itemvec.safetensors, augment.json
         Keys    augment.n_clusters, augment.n_generated, augment.k, augment.tau, augment.directions,
-                augment.insertion, augment.filter, augment.seed""",
+                augment.insertion, augment.filter, augment.injection_ratio, augment.seed""",
     "profile": """Write a profile text and its vector for each user (paper section 3.4).
 
         Reads   the files of augment; training interactions only

@@ -531,6 +531,8 @@ def check_model(settings: Settings, model: str) -> None:
     values = {**_defaults(model), **model_values(settings, model)}
     if model in SEQUENCE_MODELS:
         _check_loss(model, values)
+    if values.get("norm_first"):
+        _check_norm_first(settings, model, values)
     transformer = values["backbone"] if model == "LLMEDT" else model
     heads = values["n_heads"] if "n_heads" in _defaults(transformer) else 1
     if values.get("hidden_size", 0) % heads:
@@ -546,6 +548,16 @@ def _check_loss(model: str, values: Mapping[str, Any]) -> None:
             f"{model}: loss_type: {values['loss_type']!r} is not one of {', '.join(known)}; "
             "a loss for one model alone goes under model_settings.MODEL"
         )
+
+
+def _check_norm_first(settings: Settings, model: str, values: Mapping[str, Any]) -> None:
+    """Refuses the key where it would do nothing."""
+    from recbole_edt.backbones import PRE_NORM
+
+    if model in PRE_NORM and values.get("training") == "prefix":
+        raise ConfigError(f"{model}: norm_first needs training: sequence; by prefix the model is RecBole's own")
+    if model not in (*PRE_NORM, "LLMEDT") and "norm_first" in (settings.model_settings.get(model) or {}):
+        raise ConfigError(f"{model}: norm_first is for {', '.join(PRE_NORM)} and LLMEDT")
 
 
 def _check_needs(model: str) -> None:

@@ -160,6 +160,51 @@ class AllPositions:
         return last_state(self.states(item_seq, item_seq_len), item_seq_len)
 
 
+class PreNorm:
+    """First base of a RecBole model: with ``norm_first: true``, its transformer layers normalise their input."""
+
+    def __init__(self: Any, config: Any, dataset: Any) -> None:
+        super().__init__(config, dataset)  # type: ignore[call-arg]
+        if config["norm_first"] and hasattr(self, "trm_encoder"):
+            layers = [PreNormLayer(layer) for layer in self.trm_encoder.layer]
+            self.trm_encoder.layer = nn.ModuleList([*layers, FinalNorm(layers[-1])])
+
+
+class PreNormLayer(nn.Module):
+    """A layer of RecBole's transformers as ``x + f(norm(x))`` where RecBole has ``norm(x + f(x))``, on its weights.
+
+    Args:
+        layer: RecBole's ``TransformerLayer``; its parts are taken over.
+    """
+
+    def __init__(self, layer: Any) -> None:
+        super().__init__()
+        self.parts = nn.ModuleList([layer.multi_head_attention, layer.feed_forward])
+        self.norms = nn.ModuleList([part.LayerNorm for part in self.parts])
+        for part in self.parts:
+            part.LayerNorm = nn.Identity()
+
+    def forward(self, x: Tensor, attention_mask: Tensor) -> Tensor:
+        """``[B, L, H]`` and RecBole's additive mask to ``[B, L, H]``."""
+        attention, feed_forward = self.parts
+        y = self.norms[0](x)
+        x = x + (attention(y, attention_mask) - y)  # RecBole's parts add their input
+        y = self.norms[1](x)
+        return x + (feed_forward(y) - y)
+
+
+class FinalNorm(nn.Module):
+    """What follows the last pre-norm layer, in the form of a layer."""
+
+    def __init__(self, last: PreNormLayer) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(last.norms[0].normalized_shape, last.norms[0].eps)
+
+    def forward(self, x: Tensor, attention_mask: Tensor) -> Tensor:
+        """``[B, L, H]`` to ``[B, L, H]``; the mask is not needed."""
+        return self.norm(x)
+
+
 def last_state(states: Tensor, length: Tensor) -> Tensor:
     """The state at position ``length - 1``: ``[B, L, H]`` and ``[B]`` to ``[B, H]``."""
     return states[torch.arange(len(states), device=states.device), length.clamp(min=1) - 1]

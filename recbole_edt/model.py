@@ -16,7 +16,7 @@ from recbole.utils import InputType
 from torch import Tensor, nn
 
 from recbole_edt import losses
-from recbole_edt.backbones import backbone_faults, build_backbone, item_encoder
+from recbole_edt.backbones import PRE_NORM, backbone_faults, build_backbone, item_encoder
 from recbole_edt.candidates import DomainSampler
 from recbole_edt.dataset import DOMAIN_SEQ, DOMAIN_SEQ_LEN, LAST_WINDOW, TARGET_SEQ
 from recbole_edt.errors import ConfigError, choice_faults
@@ -37,6 +37,8 @@ class ModelSettings:
 
     backbone: str = "SASRec"
     """``SASRec`` (paper), ``GRU4Rec``, ``BERT4Rec`` (both in table 9), or another of ``backbones.BACKBONES``."""
+    norm_first: bool = False
+    """Transformer layers of the backbone normalise their input instead of their output (RecBole's, not pre-norm)."""
     hidden_size: int = 128
     """Width of states and item vectors; above 0."""
     item_representation: str = "llm"
@@ -79,6 +81,8 @@ class ModelSettings:
         for key in ("hidden_size", "n_negatives", "adapter_size", "align_temperature"):
             if not getattr(self, key) > 0:
                 found.append(f"{key}: {getattr(self, key)!r} is not above 0")
+        if self.norm_first and self.backbone not in PRE_NORM:
+            found.append(f"norm_first: {self.backbone} has no transformer layers; {' and '.join(PRE_NORM)} have")
         if self.alpha < 0:
             found.append(f"alpha: {self.alpha!r} is below 0")
         return found

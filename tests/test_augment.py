@@ -15,6 +15,7 @@ from recbole_edt.augment import (
     add_virtual_items,
     augment,
     best_match,
+    injected,
     insert_after_source,
     keep_relevant,
     resolve_tau,
@@ -69,6 +70,11 @@ class TestConfig:
             {"generator": "oracle"},
             {"directions": "A2B"},
             {"insertion": "before"},
+            {"injection_ratio": 0},
+            {"injection_ratio": 1.01},
+            {"injection_ratio": float("nan")},
+            {"injection_ratio": True},
+            {"injection_ratio": "30%"},
         ],
     )
     def test_a_value_out_of_range_is_named(self, fault):
@@ -274,6 +280,13 @@ class TestAugment:
         assert not data.generated.any()
 
 
+@pytest.mark.parametrize("ratio, n_in", [(0.3, 3), (0.6, 6), (1.0, 10), (0.05, 0), (0.96, 10)])
+def test_the_injection_ratio_is_the_share_of_kept_items_that_go_in(ratio, n_in):
+    chosen = injected(10, ratio, seed=1)
+    assert chosen.sum() == n_in and len(chosen) == 10
+    assert chosen.tolist() == injected(10, ratio, seed=1).tolist()
+
+
 class TestPromises:
     @settings(deadline=None, max_examples=40)
     @given(histories, st.sampled_from(["after_source", "append", "random"]))
@@ -333,6 +346,14 @@ class TestPromises:
         assert counts == other_counts
         assert sequences(training_rows(first)) == sequences(training_rows(second))
         assert first.generated.tolist() == second.generated.tolist()
+
+    @settings(deadline=None, max_examples=30)
+    @given(histories, st.floats(0.01, 1), st.floats(0.01, 1))
+    def test_a_higher_injection_ratio_adds_items_and_moves_none(self, histories, one, other):
+        data, low, high = data_of(histories), min(one, other), max(one, other)
+        few, some, whole = (inserted(augmented(data, replace(OPEN, injection_ratio=r))[0]) for r in (low, high, 1.0))
+        assert few <= some <= whole
+        assert whole == inserted(augmented(data, OPEN)[0])
 
     def test_the_same_seed_gives_the_same_data(self):
         data = data_of([["f1", "k2", "f3", "k1", "f2"], ["f1", "k1", "k3", "f4"], ["f3", "k3", "f1", "k2"]])

@@ -105,6 +105,12 @@ def test_the_lists_hold_every_sequential_model_of_recbole_once():
     assert sorted([*BACKBONES, *NO_BACKBONE]) == SEQUENTIAL
 
 
+@pytest.mark.parametrize("name", ["GRU4Rec", "NextItNet"])
+def test_pre_norm_is_refused_where_there_are_no_transformer_layers(name):
+    with pytest.raises(ConfigError, match=f"norm_first: {name} has no transformer layers; SASRec and BERT4Rec have"):
+        config.load("tiny", [], {"backbone": name, "norm_first": True})
+
+
 @pytest.mark.parametrize("name, why", [("NARM", "no state per position"), ("S3Rec", "features"), ("SASRek", None)])
 def test_another_backbone_is_an_error_with_the_list_and_the_reason(name, why):
     with pytest.raises(ConfigError) as error:
@@ -158,7 +164,19 @@ def test_the_last_of_nextitnets_states_is_the_stock_models_output_where_that_rea
 
 @pytest.mark.parametrize("name", CAUSAL)
 def test_changing_a_later_item_changes_no_earlier_state(name, tmp_path):
-    model = backbone(name, tmp_path)
+    no_earlier_state_changes(backbone(name, tmp_path))
+
+
+def test_pre_norm_changes_no_earlier_state_either_and_ends_in_a_norm(tmp_path):
+    model = backbone("SASRec", tmp_path, norm_first=True)
+    no_earlier_state_changes(model)
+    states = model.states(torch.tensor([[3, 4, 5, 6]]), torch.tensor([4]))
+    torch.testing.assert_close(states.mean(-1), torch.zeros(1, 4), atol=1e-6, rtol=0)
+    kinds = [type(layer).__name__ for layer in model.trm_encoder.layer]
+    assert kinds == ["PreNormLayer", "PreNormLayer", "FinalNorm"]
+
+
+def no_earlier_state_changes(model: torch.nn.Module) -> None:
     item_seq, length = torch.tensor([[3, 4, 5, 6]]), torch.tensor([4])
     states = model.states(item_seq, length)
     for t in range(1, 4):
@@ -262,10 +280,10 @@ def ready(workplace):
     return open_model
 
 
-@pytest.mark.parametrize("name", BACKBONES)
+@pytest.mark.parametrize("name, norm_first", [*((name, False) for name in BACKBONES), ("SASRec", True), (MASKED, True)])
 @pytest.mark.parametrize("loss_type", ["BPR", "BCE", "CE", "SSM"])
-def test_every_backbone_learns_in_both_phases_with_every_loss(ready, name, loss_type):
-    model, train_data, test_data = ready(name, loss_type=loss_type, n_negatives=4)
+def test_every_backbone_learns_in_both_phases_with_every_loss(ready, name, norm_first, loss_type):
+    model, train_data, test_data = ready(name, loss_type=loss_type, n_negatives=4, norm_first=norm_first)
     batch = next(iter(train_data))
     for phase in ("pretrain", "finetune"):
         if phase == "finetune":

@@ -110,6 +110,29 @@ def test_scores_are_the_stock_models(tmp_path, name):
         torch.testing.assert_close(ours.predict(rows), stock.predict(rows))
 
 
+@pytest.mark.parametrize("name", ["SASRec", "BERT4Rec"])
+def test_baselines_take_pre_norm_as_llmedt_does_and_their_scores_agree(tmp_path, name):
+    write_tiny(tmp_path, "tiny")
+    keys = {**QUICK, **NO_DROPOUT, "data_path": str(tmp_path), f"model_settings.{name}.norm_first": True}
+    settings = config.load("tiny", [], keys)
+    config.check_model(settings, name)
+    view = config.recbole_config(settings, name, "tiny", tmp_path)
+    dataset = EDTDataset(view)
+    dataset._change_feat_format()
+    train = dataset.parts(False, "masked" if name == "BERT4Rec" else "sequence")[0]
+    model = sequence_trained(name)(view, train)
+    assert [type(layer).__name__ for layer in model.trm_encoder.layer] == ["PreNormLayer", "PreNormLayer", "FinalNorm"]
+    batch = train[torch.arange(len(train))]
+    model.calculate_loss(batch).backward()
+    assert all(weight.grad is not None for weight in model.trm_encoder.parameters())
+    model.eval()
+    test = dataset.parts(False, "prefix")[2]
+    rows = test[torch.arange(len(test))]
+    with torch.no_grad():
+        scores = model.full_sort_predict(rows)
+        torch.testing.assert_close(model.predict(rows), scores[torch.arange(len(rows)), rows["item_id"]])
+
+
 def test_bert4rec_learns_the_masked_items_only(tmp_path):
     _, (_, ours) = both(tmp_path, "BERT4Rec", "CE")
     batch = {"item_id_list": torch.tensor([[3, 4, 5, 0], [6, 7, 0, 0]]), "item_length": torch.tensor([3, 2])}

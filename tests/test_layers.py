@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from recbole.model.layers import TransformerEncoder
 
-from recbole_edt.layers import Adapter, ItemEncoder, last_state
+from recbole_edt.layers import Adapter, FinalNorm, ItemEncoder, PreNormLayer, last_state
 
 
 def arrays(*tensors: torch.Tensor) -> list[np.ndarray]:
@@ -76,6 +77,47 @@ def test_the_table_kept_in_evaluation_is_dropped_when_weights_change():
         encoder.ids.weight.add_(1)
         encoder.eval()
         assert not torch.equal(encoder.weight, kept)
+
+
+def test_pre_norm_layers_are_torchs_own_on_recboles_weights():
+    torch.manual_seed(4)
+    encoder = TransformerEncoder(2, 2, 8, 16, 0.0, 0.0, "gelu", 1e-12).double().eval()
+    for parameter in encoder.parameters():
+        torch.nn.init.normal_(parameter, std=0.5)
+    expected, x = [], torch.randn(3, 5, 8, dtype=torch.float64)
+    causal = torch.triu(torch.full((5, 5), -torch.inf, dtype=torch.float64), 1)
+    y = x
+    for layer in encoder.layer:
+        y = torchs_layer(layer)(y, src_mask=causal)
+        expected.append(y)
+    opened = [PreNormLayer(layer) for layer in encoder.layer]
+    y = x
+    for layer, expect in zip(opened, expected, strict=True):
+        y = layer(y, causal)
+        torch.testing.assert_close(y, expect, atol=1e-9, rtol=1e-9)
+    last = FinalNorm(opened[-1]).double()(y, causal)
+    torch.testing.assert_close(last, torch.nn.functional.layer_norm(y, (8,), eps=1e-12))
+
+
+def torchs_layer(layer: torch.nn.Module) -> torch.nn.Module:
+    """torch's pre-norm layer with the weights of one of RecBole's."""
+    attention, feed_forward = layer.multi_head_attention, layer.feed_forward
+    stock = torch.nn.TransformerEncoderLayer(
+        8, 2, 16, 0.0, "gelu", layer_norm_eps=1e-12, batch_first=True, norm_first=True, dtype=torch.float64
+    )
+    ours = {
+        "self_attn.out_proj": attention.dense,
+        "linear1": feed_forward.dense_1,
+        "linear2": feed_forward.dense_2,
+        "norm1": attention.LayerNorm,
+        "norm2": feed_forward.LayerNorm,
+    }
+    state = {f"{name}.{key}": value for name, part in ours.items() for key, value in part.state_dict().items()}
+    for key in ("weight", "bias"):
+        parts = [getattr(part, key) for part in (attention.query, attention.key, attention.value)]
+        state[f"self_attn.in_proj_{key}"] = torch.cat(parts)
+    stock.load_state_dict(state)
+    return stock.eval()
 
 
 def test_last_state_takes_the_state_at_the_last_item():
