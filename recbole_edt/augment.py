@@ -7,30 +7,45 @@ inserted after the item it resembles. All of it looks at training rows only, so 
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 import unicodedata
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
+import scipy.sparse as sp
+from tqdm import tqdm
 
-from recbole_edt.atomic import TwoDomainData, offsets_of
-from recbole_edt.embeddings import EmbeddingTable, item_text
+from recbole_edt import prompts
+from recbole_edt.atomic import TwoDomainData, drop_items, offsets_of
+from recbole_edt.embeddings import TEXT_COLUMNS, EmbeddingTable, item_text
 from recbole_edt.errors import ConfigError, DataError, choice_faults, whole_number_faults
-from recbole_edt.offline import OfflineGenerator
+from recbole_edt.files import read_bytes, write_text
+from recbole_edt.llm import ChatAnswer, ChatRequest
+from recbole_edt.offline import OfflineGenerator, user_item_matrix
+from recbole_edt.prompts import Writer
 from recbole_edt.similarity import group_items, nearest_cosine_quantile, normalise, representatives
 from recbole_edt.split import MIN_RAW_ROWS, domain_ratio, training_rows
 
-GENERATORS = {"offline": OfflineGenerator}
-
 _CHOICES = {
-    "generator": tuple(GENERATORS),
+    "generator": ("offline", "llm"),
+    "generated_items": ("virtual", "catalog"),
     "directions": ("both", "minority"),
     "insertion": ("after_source", "append", "random", "none"),
 }
 _QUANTILE = re.compile(r"q(\d+(\.\d*)?|\.\d+)")
 _BLOCK = 16384  # proposals compared at a time
+_WIDE_BLOCK = 1024  # proposals compared with a whole catalogue at a time
+
+TRACE_COLUMNS = (
+    *("user", "source", "target", *prompts.FIELDS, "item"),
+    *("source_score", "target_score", "rank", "fate", "after", "place"),
+)
 
 
 @dataclass(frozen=True)
@@ -38,7 +53,10 @@ class AugmentConfig:
     """How sequences are augmented (method, section 3)."""
 
     generator: str = "offline"
-    """``offline``: co-occurrence of training rows, no LLM (the paper asks an LLM)."""
+    """``offline``: co-occurrence of training rows, no LLM; ``llm``: a language model writes items (paper, eq. 4)."""
+    generated_items: str = "virtual"
+    """What the LLM writes is a ``virtual`` item unless the catalogue has it (paper), or stands for the nearest item
+    of the ``catalog`` that the user does not have in training."""
     n_clusters: int = 10
     """Item groups per domain, at least 1; a user has at most one representative in each (paper: K = 10)."""
     n_generated: int = 10
@@ -96,10 +114,31 @@ class Insertions:
     score: np.ndarray
 
 
+class Augmented(NamedTuple):
+    """What ``augment`` gives."""
+
+    data: TwoDomainData
+    """With the inserted rows, and with those virtual items that were inserted."""
+    counts: dict[str, Any]
+    """What happened on the way."""
+    trace: pd.DataFrame
+    """``TRACE_COLUMNS``: what became of each proposal, or why a request brought none."""
+
+
+class Asked(NamedTuple):
+    """Requests and whom they are for, ``n`` each."""
+
+    user: np.ndarray
+    """Index into the users."""
+    source: np.ndarray
+    """Domain whose items the request tells, 0 or 1; it asks for items of the other."""
+    requests: list[ChatRequest]
+
+
 def augment(
-    data: TwoDomainData, table: EmbeddingTable, config: AugmentConfig
-) -> tuple[TwoDomainData, dict[str, Any]]:
-    """The data with generated rows inserted, and counts of what happened on the way.
+    data: TwoDomainData, table: EmbeddingTable, config: AugmentConfig, writer: Writer | None = None
+) -> Augmented:
+    """The data with generated rows inserted, counts of what happened on the way, and the fate of each proposal.
 
     The last two raw rows of every user stay last, and taking the generated rows out gives the data back.
     Users with fewer than 3 raw rows receive nothing.
@@ -108,31 +147,65 @@ def augment(
         data: raw rows only.
         table: a vector for every item.
         config: see its fields.
+        writer: the language model, for ``generator: llm``.
 
     Raises:
-        ConfigError: a setting is out of range.
-        DataError: the data are augmented already, or the table lacks items.
+        ConfigError: a setting is out of range, or the language model is missing.
+        DataError: the data are augmented already, the table lacks items, or new vectors do not fit it.
+        LLMError: what the writer raises to stop a run.
     """
     config.validate()
     _check_input(data, table)
     train = training_rows(data)
     if config.insertion == "none":
-        return data, _summary(train, data)
+        return Augmented(data, _summary(train, data), pd.DataFrame(columns=list(TRACE_COLUMNS)))
     vectors = normalise(table.lookup(data.items))
     speakers = _representatives(data, train, vectors, config)
     counts: dict[str, Any] = {}
-    parts = []
-    for source in (0, 1):
-        kept, found = _one_direction(train, vectors, speakers, source, config)
-        name = f"{data.domains[source]}_to_{data.domains[1 - source]}"
-        counts.update({f"{key}_{name}": value for key, value in found.items()})
-        parts.append(kept)
-    item, row, score = (
-        np.concatenate([getattr(part, key) for part in parts]) for key in ("item", "row", "score")
-    )
+    if config.generator == "llm":
+        asked = _requests(train, speakers, config, _present(writer))
+        answers = _present(writer).ask(asked.requests, "writing items")
+        counts = _outcomes(train, asked, answers)
+        data, vectors, proposed = _written(data, vectors, asked, answers, config, _present(writer))
+        train = training_rows(data)
+    else:
+        proposed = [_offline(train, vectors, speakers, source, config) for source in (0, 1)]
+    parts = [_one_direction(train, vectors, speakers, source, config, proposed[source]) for source in (0, 1)]
+    for found in (part.counts for part in parts):
+        counts.update(found)
+    trace = pd.concat([part.trace for part in parts], ignore_index=True)
+    item, row, score = (np.concatenate([getattr(part.kept, key) for part in parts]) for key in ("item", "row", "score"))
     row = _data_rows(data, train)[_anchor(train, row, config)]
-    augmented = insert_after_source(data, Insertions(item, row, score))
-    return augmented, counts | _summary(train, augmented)
+    _tell_place(trace, data, row)
+    augmented = _without_unused(insert_after_source(data, Insertions(item, row, score)))
+    return Augmented(augmented, counts | _summary(train, augmented), trace)
+
+
+def generation_requests(data: TwoDomainData, table: EmbeddingTable, config: AugmentConfig, writer: Writer) -> Asked:
+    """All that ``augment`` will ask, by direction and then user; nothing is sent.
+
+    A user's requests depend on the catalogue and on the user's own training rows alone.
+    """
+    config.validate()
+    _check_input(data, table)
+    train = training_rows(data)
+    if config.insertion == "none" or config.generator != "llm":
+        return Asked(np.zeros(0, np.int64), np.zeros(0, np.int64), [])
+    speakers = _representatives(data, train, normalise(table.lookup(data.items)), config)
+    return _requests(train, speakers, config, writer)
+
+
+def user_representatives(data: TwoDomainData, table: EmbeddingTable, config: AugmentConfig) -> list[np.ndarray]:
+    """Rows of ``data`` that speak for their users in each domain, increasing."""
+    train = training_rows(data)
+    found = _representatives(data, train, normalise(table.lookup(data.items)), config)
+    return [_data_rows(data, train)[rows] for rows in found]
+
+
+def _present(writer: Writer | None) -> Writer:
+    if writer is None:
+        raise ConfigError("augment.generator: 'llm' needs a language model; pass a writer or choose offline")
+    return writer
 
 
 def _check_input(data: TwoDomainData, table: EmbeddingTable) -> None:
@@ -156,32 +229,364 @@ def _representatives(
     return [rows[receives[train.user[rows]]] for rows in found]
 
 
-def _one_direction(
+def _speaking(train: TwoDomainData, speakers: list[np.ndarray], source: int, config: AugmentConfig) -> np.ndarray:
+    """Rows of the representatives from which items of the other domain are proposed."""
+    own = speakers[source]
+    return own[_dominant(train, source)[train.user[own]]] if config.directions == "minority" else own
+
+
+@dataclass(frozen=True)
+class _Proposed:
+    """Proposals of one direction, by user: ``[P]`` each, and a row of ``fields`` with the parts of its text."""
+
+    user: np.ndarray
+    item: np.ndarray
+    """Index into the items, -1 where there is none."""
+    fate: np.ndarray
+    """Why it is out already; ``""`` while nothing speaks against it."""
+    fields: pd.DataFrame
+
+
+class _Direction(NamedTuple):
+    kept: Insertions
+    counts: dict[str, Any]
+    trace: pd.DataFrame
+
+
+def _offline(
     train: TwoDomainData, vectors: np.ndarray, speakers: list[np.ndarray], source: int, config: AugmentConfig
-) -> tuple[Insertions, dict[str, Any]]:
-    """Generate and filter from domain ``source`` to the other (eq. 4-6); rows are those of ``train``."""
-    own, other = speakers[source], speakers[1 - source]
-    if config.directions == "minority":
-        own = own[_dominant(train, source)[train.user[own]]]
-    proposals = GENERATORS[config.generator]().propose(train, own, vectors, source, config.n_generated)
-    user, item = proposals.user, proposals.item
+) -> _Proposed:
+    own = _speaking(train, speakers, source, config)
+    found = OfflineGenerator().propose(train, own, vectors, source, config.n_generated)
+    nothing = np.full(len(found.item), "", object)
+    return _Proposed(found.user, found.item, nothing, pd.DataFrame(dict.fromkeys(prompts.FIELDS, nothing)))
+
+
+def _one_direction(
+    train: TwoDomainData,
+    vectors: np.ndarray,
+    speakers: list[np.ndarray],
+    source: int,
+    config: AugmentConfig,
+    proposed: _Proposed,
+) -> _Direction:
+    """Score and filter what was proposed from domain ``source`` to the other (eq. 5, 6)."""
+    own, other = _speaking(train, speakers, source, config), speakers[1 - source]
+    live = np.flatnonzero(proposed.fate == "")
+    user, item = proposed.user[live], proposed.item[live]
     nearest, source_score = best_match(vectors, item, user, train.item[own], train.user[own])
-    kept, counts = np.ones(len(item), bool), {"generated": len(item)}
+    _, target_score = best_match(vectors, item, user, train.item[other], train.user[other])
+    unknown = np.isneginf(target_score)
+    target_score[unknown] = _likeness_to_catalogue(train, vectors, item[unknown], 1 - source)
+    rank = rank_within(user, source_score)
+    n_items = int((proposed.item >= 0).sum())  # a failed request and a record without text have none
+    kept, counts = np.ones(len(item), bool), dict[str, Any](generated=n_items)
     if config.filter:
-        _, target_score = best_match(vectors, item, user, train.item[other], train.user[other])
-        # Without a history in the target domain an item need only be like something that exists: these exist.
-        target_score[np.isneginf(target_score)] = 1
         tau = resolve_tau(config.tau, vectors[(train.item_domain != source) & ~train.virtual], config.seed)
-        kept, counts = _filtered(user, source_score, target_score, config.k, tau)
-    return Insertions(item[kept], own[nearest[kept]], source_score[kept]), counts | {"kept": int(kept.sum())}
+        kept = keep_relevant(user, source_score, target_score, config.k, tau)
+        above, share = int((target_score >= tau).sum()), float(kept.sum() / max(n_items, 1))
+        counts |= {"tau": tau, "above_tau": above, "share_kept": share}
+    counts["kept"] = int(kept.sum())
+    fate = proposed.fate.copy()
+    fate[live] = np.where(kept, "kept", np.where(rank > config.k, "rank", "tau"))
+    scores = {"source_score": source_score, "target_score": target_score, "rank": rank}
+    if config.generator == "llm":
+        counts["fates"] = dict(sorted(Counter(fate.tolist()).items()))
+    return _Direction(
+        Insertions(item[kept], own[nearest[kept]], source_score[kept]),
+        {f"{key}_{_way(train, source)}": value for key, value in counts.items()},
+        _trace(train, source, proposed, fate, live, scores),
+    )
 
 
-def _filtered(
-    user: np.ndarray, source_score: np.ndarray, target_score: np.ndarray, k: int, tau: float
-) -> tuple[np.ndarray, dict[str, Any]]:
-    kept = keep_relevant(user, source_score, target_score, k, tau)
-    n, above = len(kept), int((target_score >= tau).sum())
-    return kept, {"generated": n, "tau": tau, "above_tau": above, "share_kept": float(kept.sum() / max(n, 1))}
+def _way(data: TwoDomainData, source: int) -> str:
+    return f"{data.domains[source]}_to_{data.domains[1 - source]}"
+
+
+def _likeness_to_catalogue(train: TwoDomainData, vectors: np.ndarray, item: np.ndarray, domain: int) -> np.ndarray:
+    """``[P]`` cosine to the nearest real item of the domain, for users who have none of it to compare with.
+
+    They need only be like something that exists; what exists itself has 1.
+    """
+    found, place = np.unique(item, return_inverse=True)
+    score = np.ones(len(found), np.float32)
+    real = _with_vector(train, vectors, domain)
+    score[train.virtual[found]] = nearest_items(vectors[found[train.virtual[found]]], vectors[real])[1]
+    return score[place]
+
+
+def _with_vector(data: TwoDomainData, vectors: np.ndarray, domain: int) -> np.ndarray:
+    """Real items of the domain that have a text or vector of their own."""
+    return np.flatnonzero((data.item_domain == domain) & ~data.virtual & vectors.any(axis=1))
+
+
+def nearest_items(
+    wanted: np.ndarray, offered: np.ndarray, barred: sp.csr_matrix | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """For each vector the most similar of those offered; ties to the first.
+
+    Args:
+        wanted: ``[P, D]`` normalised.
+        offered: ``[R, D]`` normalised.
+        barred: ``[P, R]``, not 0 where it may not be taken.
+
+    Returns:
+        index ``[P]`` into ``offered`` and cosine ``[P]``; -1 and ``-inf`` where there is none to take.
+    """
+    index, cosine = np.full(len(wanted), -1, np.int64), np.full(len(wanted), -np.inf, np.float32)
+    starts = range(0, len(wanted), _WIDE_BLOCK) if len(offered) else ()
+    for start in tqdm(starts, desc="comparing with the catalogue", delay=1, leave=False, disable=None):
+        part = slice(start, start + _WIDE_BLOCK)
+        scores = wanted[part] @ offered.T  # [block, R]
+        if barred is not None:
+            scores[barred[part].nonzero()] = -np.inf
+        best = scores.argmax(axis=1)
+        cosine[part] = scores[np.arange(len(best)), best]
+        index[part] = np.where(np.isneginf(cosine[part]), -1, best)
+    return index, cosine
+
+
+def _trace(
+    train: TwoDomainData,
+    source: int,
+    proposed: _Proposed,
+    fate: np.ndarray,
+    live: np.ndarray,
+    scores: Mapping[str, np.ndarray],
+) -> pd.DataFrame:
+    """A row per proposal; ``_tell_place`` fills in where it stands."""
+    frame = proposed.fields.assign(
+        user=train.users[proposed.user],
+        source=train.domains[source],
+        target=train.domains[1 - source],
+        item=np.where(proposed.item >= 0, train.items[proposed.item], ""),
+        source_score=np.nan,
+        target_score=np.nan,
+        rank=0,
+        fate=fate,
+        after="",
+        place=0,
+    )
+    for name, values in scores.items():
+        column = frame[name].to_numpy().copy()
+        column[live] = values
+        frame[name] = column
+    return frame[list(TRACE_COLUMNS)]
+
+
+def _tell_place(trace: pd.DataFrame, data: TwoDomainData, row: np.ndarray) -> None:
+    """Write into ``trace`` after which item, and which raw row of the user's (from 1), each kept proposal stands."""
+    kept = (trace["fate"] == "kept").to_numpy()
+    trace.loc[kept, "after"] = data.items[data.item[row]]
+    trace.loc[kept, "place"] = row - data.offsets[data.user[row]] + 1
+
+
+def write_trace(trace: pd.DataFrame, path: Path) -> None:
+    """Write one JSON object per row and line, with the values that say something; scores with six decimals."""
+    names = list(trace)
+    lines = []
+    for row in trace.itertuples(index=False, name=None):
+        told = {name: value for name, value in zip(names, row, strict=True) if _is_told(value)}
+        rounded = {name: round(value, 6) if isinstance(value, float) else value for name, value in told.items()}
+        lines.append(json.dumps(rounded, ensure_ascii=False) + "\n")
+    write_text(path, "".join(lines))
+
+
+def _is_told(value: Any) -> bool:
+    """Whether it is neither NaN nor ``""`` nor a whole number 0, which is no rank and no place."""
+    return value == value and value != "" and not (isinstance(value, int) and value == 0)
+
+
+def read_trace(path: Path, user: str | None = None) -> pd.DataFrame:
+    """Rows that ``write_trace`` wrote, of one user if named.
+
+    Raises: DataError with the line that is not a JSON object.
+    """
+    rows = []
+    for number, line in enumerate(read_bytes(path).splitlines(), 1):
+        try:
+            row = dict(json.loads(line))
+        except (ValueError, TypeError) as error:
+            raise DataError(f"{path}, line {number}: no row of a trace ({error}); run the stage again") from error
+        if user is None or row.get("user") == user:
+            rows.append(row)
+    trace = pd.DataFrame(rows, columns=list(TRACE_COLUMNS))
+    numbers = {"source_score": np.nan, "target_score": np.nan, "rank": 0, "place": 0}
+    filled = trace.fillna({name: numbers.get(name, "") for name in TRACE_COLUMNS if numbers.get(name) is not np.nan})
+    return filled.astype({"source_score": float, "target_score": float, "rank": int, "place": int})
+
+
+# ---- what the language model is asked and writes -----------------------------------------------------------------
+
+
+def _requests(train: TwoDomainData, speakers: list[np.ndarray], config: AugmentConfig, writer: Writer) -> Asked:
+    texts = [prompts.clean(text) for text in item_text(train.item_fields)]
+    told = np.array([bool(text) for text in texts], bool)
+    users, sources, requests = [], [], []
+    for source in (0, 1):
+        names, fields = (train.domains[source], train.domains[1 - source]), list(_fields(train, 1 - source))
+        own = _speaking(train, speakers, source, config)
+        own = own[told[train.item[own]]]
+        for user, rows in _by_user(train, own):
+            items = [texts[item] for item in train.item[rows].tolist()]
+            tag = f"{train.users[user]}: {names[0]} to {names[1]}"
+            requests.append(prompts.generate(writer, items, *names, config.n_generated, fields, tag))
+            users.append(user)
+            sources.append(source)
+    return Asked(np.array(users, np.int64), np.array(sources, np.int64), requests)
+
+
+def _by_user(train: TwoDomainData, rows: np.ndarray) -> list[tuple[int, np.ndarray]]:
+    """Each user of the increasing ``rows``, with that user's."""
+    users, first = np.unique(train.user[rows], return_index=True)
+    return list(zip(users.tolist(), np.split(rows, first[1:]), strict=True)) if len(users) else []
+
+
+def _fields(data: TwoDomainData, domain: int) -> dict[str, str]:
+    """Part of a text to column of ``.item``: the title, and what most real items of the domain have besides.
+
+    A generated item has the same parts as those that it is compared with, so that their cosines mean the same.
+    """
+    rows = data.item_fields[(data.item_domain == domain) & ~data.virtual]
+    columns = {"title": "title"}
+    for group in TEXT_COLUMNS:
+        filled = {name: float((rows[name].astype(str).str.strip() != "").mean()) for name in group if name in rows}
+        if filled and (group[0] == "title" or sum(filled.values()) >= 0.5):
+            columns[group[0]] = max(filled, key=filled.__getitem__)
+    return columns
+
+
+def _outcomes(train: TwoDomainData, asked: Asked, answers: Sequence[ChatAnswer]) -> dict[str, Any]:
+    """Requests and users by what came of them."""
+    failure = np.array([prompts.failure(answer) for answer in answers], object)
+    counts: dict[str, Any] = {"asked": len(answers), "failed": dict(sorted(Counter(failure[failure != ""]).items()))}
+    for source in (0, 1):
+        here, way = failure[asked.source == source], _way(train, source)
+        counts[f"users_asked_{way}"] = len(here)
+        counts[f"users_answered_{way}"] = int((here == "").sum())
+        counts[f"users_not_asked_{way}"] = len(train.users) - len(here)
+    return counts
+
+
+def _written(
+    data: TwoDomainData,
+    vectors: np.ndarray,
+    asked: Asked,
+    answers: Sequence[ChatAnswer],
+    config: AugmentConfig,
+    writer: Writer,
+) -> tuple[TwoDomainData, np.ndarray, list[_Proposed]]:
+    """The answers as proposals of each direction, in a catalogue that has the new items and their vectors."""
+    train, proposed = training_rows(data), []
+    for source in (0, 1):
+        user, fate, fields = _records(asked, answers, source)
+        columns = _fields(train, 1 - source)
+        records = fields[list(columns)].rename(columns=columns)
+        records.loc[fate != "", :] = ""
+        data, item = add_virtual_items(data, records, 1 - source)
+        _reject(fate, item < 0, "no text")
+        had, repeated = _own_items(data, train, user, item, 1 - source)
+        # What stands for its nearest item that the user does not have may as well name one that the user has.
+        _reject(fate, repeated | (had & (config.generated_items == "virtual")), "own item")
+        _reject(fate, _again(user, _name_ids(data)[item], fate == ""), "duplicate")
+        vectors = _with_new_vectors(data, vectors, item[fate == ""], writer)
+        _reject(fate, ~vectors[item].any(axis=1), "no vector")
+        if config.generated_items == "catalog":
+            live = np.flatnonzero(fate == "")
+            item[live] = _nearest_not_had(data, train, vectors, user[live], item[live], 1 - source)
+            _reject(fate, item < 0, "own item")
+            _reject(fate, _again(user, item, fate == ""), "duplicate")
+        proposed.append(_Proposed(user, item, fate, fields))
+    return data, vectors, proposed
+
+
+def _reject(fate: np.ndarray, out: np.ndarray, why: str) -> None:
+    """Give the proposals that are still in, and are ``out``, their fate."""
+    fate[(fate == "") & out] = why
+
+
+def _records(asked: Asked, answers: Sequence[ChatAnswer], source: int) -> tuple[np.ndarray, np.ndarray, pd.DataFrame]:
+    """Users, fates and texts of what was written in one direction; a failed request is one row without text."""
+    users, fates, records = [], [], []
+    for place in np.flatnonzero(asked.source == source).tolist():
+        failure = prompts.failure(answers[place])
+        for record in ([] if failure else prompts.parse_generated(answers[place].value)) or [{}]:
+            users.append(asked.user[place])
+            fates.append(failure or ("" if prompts.says_something(record.get("title", "")) else "no text"))
+            records.append(record)
+    fields = pd.DataFrame(records, columns=list(prompts.FIELDS), dtype=object).fillna("")
+    return np.array(users, np.int64), np.array(fates, object), fields
+
+
+def _own_items(
+    data: TwoDomainData, train: TwoDomainData, user: np.ndarray, item: np.ndarray, domain: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Which proposals for ``domain`` the user has in training, and which only repeat an item of the other domain.
+
+    An item is had if its text is that of an item of the same domain. A virtual item repeats one of the other domain
+    if its text or its title is that one's: the model wrote its input down again.
+    """
+    texts = [normalised_text(text) for text in (*item_text(data.item_fields), *_titles(data.item_fields))]
+    ids, names = pd.factorize(np.array(texts, object))
+    text, title = ids[: len(data.items)], ids[len(data.items) :]
+    same = data.item_domain[train.item] == domain
+
+    def pair(whom: np.ndarray, what: np.ndarray) -> np.ndarray:
+        return whom * len(names) + what
+
+    had = np.isin(pair(user, text[item]), pair(train.user[same], text[train.item[same]]))
+    others = [pair(train.user[~same], kind[train.item[~same]]) for kind in (text, title)]
+    repeated = np.isin([pair(user, kind[item]) for kind in (text, title)], np.concatenate(others)).any(axis=0)
+    return had, repeated & data.virtual[item]
+
+
+def _name_ids(data: TwoDomainData) -> np.ndarray:
+    """``[N]``: one number for all items of the same title and brand."""
+    columns = [name for group in TEXT_COLUMNS[:2] for name in group if name in data.item_fields]
+    return pd.factorize(np.array([normalised_text(text) for text in item_text(data.item_fields[columns])], object))[0]
+
+
+def _again(user: np.ndarray, what: np.ndarray, live: np.ndarray) -> np.ndarray:
+    """``[P]``: whether an earlier live proposal of the same user is the same."""
+    places = np.flatnonzero(live)
+    pairs = user[places] * (what.max(initial=0) + 1) + what[places]
+    again = live.copy()
+    again[places[np.unique(pairs, return_index=True)[1]]] = False
+    return again
+
+
+def _with_new_vectors(data: TwoDomainData, vectors: np.ndarray, item: np.ndarray, writer: Writer) -> np.ndarray:
+    """``vectors`` for all items of the data; of the new ones only those in ``item`` are embedded."""
+    new = np.unique(item[item >= len(vectors)])
+    added = np.zeros((len(data.items) - len(vectors), vectors.shape[1]), np.float32)
+    if len(new):
+        found = np.nan_to_num(np.asarray(writer.embed(item_text(data.item_fields.iloc[new])), np.float32))
+        if found.shape != (len(new), vectors.shape[1]):
+            raise DataError(
+                f"new items got vectors of shape {found.shape}, those of the data set have {vectors.shape[1]} numbers; "
+                "embed both with the same embedder (embed.embedder, embed.model, embed.dimensions)"
+            )
+        added[new - len(vectors)] = normalise(found)
+    return np.concatenate([vectors, added])
+
+
+def _nearest_not_had(
+    data: TwoDomainData, train: TwoDomainData, vectors: np.ndarray, user: np.ndarray, item: np.ndarray, domain: int
+) -> np.ndarray:
+    """``[P]`` the real item of the domain nearest to each, of those that the user does not have in training; or -1."""
+    real = _with_vector(data, vectors, domain)
+    own = user_item_matrix(train, np.arange(len(train.user)))[user][:, real]
+    found, _ = nearest_items(vectors[item], vectors[real], own)
+    return np.where(found >= 0, np.append(real, -1)[found], -1)
+
+
+def _without_unused(data: TwoDomainData) -> TwoDomainData:
+    """Without the virtual items that nobody was given."""
+    unused = data.virtual & (np.bincount(data.item, minlength=len(data.items)) == 0)
+    return drop_items(data, unused) if unused.any() else data
+
+
+# ---- the filter --------------------------------------------------------------------------------------------------
 
 
 def _dominant(train: TwoDomainData, domain: int) -> np.ndarray:
@@ -242,11 +647,19 @@ def keep_relevant(
 
     Returns: ``[P]`` bool.
     """
-    order = np.lexsort((-source_score, user))
+    return (rank_within(user, source_score) <= k) & (target_score >= tau)
+
+
+def rank_within(user: np.ndarray, score: np.ndarray) -> np.ndarray:
+    """``[P]`` place of each score among its user's, from 1 for the highest; equal ones in the order given."""
+    order = np.lexsort((-score, user))
     sorted_user = user[order]
-    ranked = np.zeros(len(user), bool)
-    ranked[order] = np.arange(len(user)) - np.searchsorted(sorted_user, sorted_user) < k
-    return ranked & (target_score >= tau)
+    rank = np.empty(len(user), np.int64)
+    rank[order] = np.arange(len(user)) - np.searchsorted(sorted_user, sorted_user) + 1
+    return rank
+
+
+# ---- insertion ---------------------------------------------------------------------------------------------------
 
 
 def _anchor(train: TwoDomainData, source_row: np.ndarray, config: AugmentConfig) -> np.ndarray:
@@ -307,10 +720,10 @@ def normalised_text(text: str) -> str:
     return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
 
 
-def add_virtual_items(
-    data: TwoDomainData, fields: pd.DataFrame, domain: int
-) -> tuple[TwoDomainData, np.ndarray]:
-    """Give every generated record an item: the catalogue's if the text is there, else a virtual one.
+def add_virtual_items(data: TwoDomainData, fields: pd.DataFrame, domain: int) -> tuple[TwoDomainData, np.ndarray]:
+    """Give every generated record an item: the catalogue's if text or title is there, else a virtual one.
+
+    Of several items with the title the first whose brand does not contradict the record's is taken.
 
     Args:
         data: the catalogue.
@@ -324,16 +737,41 @@ def add_virtual_items(
     fields = fields.where(fields.notna(), "").astype(str)
     texts = [normalised_text(text) for text in item_text(fields)]
     own = np.flatnonzero(data.item_domain == domain)
+    catalogue = data.item_fields.iloc[own]
     known = {"": -1}
-    for item, text in zip(own, item_text(data.item_fields.iloc[own]), strict=True):
-        known.setdefault(normalised_text(text), int(item))
+    for item, text in zip(own.tolist(), item_text(catalogue), strict=True):
+        known.setdefault(normalised_text(text), item)
+    named = _by_title(catalogue, own)
     first: dict[str, int] = {}
-    for record, text in enumerate(texts):
+    for record, (text, title, brand) in enumerate(zip(texts, *_names(fields), strict=True)):
         if text not in known:
-            first.setdefault(text, record)
+            same = [item for item, other in named.get(title, ()) if not brand or other in ("", brand)]
+            if same:
+                known[text] = same[0]
+            else:
+                first.setdefault(text, record)
     known.update({text: len(data.items) + place for place, text in enumerate(first)})
     item = np.array([known[text] for text in texts], np.int64)
     return _with_items(data, list(first), fields.iloc[list(first.values())], domain), item
+
+
+def _by_title(fields: pd.DataFrame, items: np.ndarray) -> dict[str, list[tuple[int, str]]]:
+    """Items and their brands by normalised title."""
+    found: dict[str, list[tuple[int, str]]] = {}
+    for item, title, brand in zip(items.tolist(), *_names(fields), strict=True):
+        if title:
+            found.setdefault(title, []).append((item, brand))
+    return found
+
+
+def _names(fields: pd.DataFrame) -> tuple[list[str], list[str]]:
+    """Normalised titles and brands."""
+    brands = item_text(fields[[name for name in TEXT_COLUMNS[1] if name in fields]])
+    return [normalised_text(text) for text in _titles(fields)], [normalised_text(text) for text in brands]
+
+
+def _titles(fields: pd.DataFrame) -> list[str]:
+    return item_text(fields[[name for name in TEXT_COLUMNS[0] if name in fields]])
 
 
 def _with_items(data: TwoDomainData, texts: list[str], fields: pd.DataFrame, domain: int) -> TwoDomainData:

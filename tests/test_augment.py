@@ -34,7 +34,8 @@ def data_of(histories):
 
 
 def augmented(data, config=OPEN, vectors=VECTORS):
-    return augment(data, table_of(data, vectors), config)
+    """Data and counts."""
+    return augment(data, table_of(data, vectors), config)[:2]
 
 
 def inserted(data):
