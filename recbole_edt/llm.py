@@ -6,20 +6,15 @@ stage only sees values that fit their schema, and the kinds of its failures.
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 import json
 import math
-import threading
-import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from recbole_edt import costs, structured
 from recbole_edt.answers import Answer, AnswerStore, Exported, Stored
@@ -29,7 +24,6 @@ from recbole_edt.endpoint import (
     EMBEDDINGS,
     OPENAI,
     Dialect,
-    Endpoint,
     Failure,
     LLMConfig,
     is_loopback,
@@ -38,6 +32,7 @@ from recbole_edt.endpoint import (
     tokens_of,
 )
 from recbole_edt.errors import ConfigError, LLMError
+from recbole_edt.session import Session, run
 from recbole_edt.structured import Problem, short
 
 MOST_REASKS = 2
@@ -46,7 +41,6 @@ TEXTS_PER_CALL = 64
 _QUOTED_ANSWER = 2000  # characters of a rejected answer that are shown to the model again
 _RECORDS, _FEWEST_RECORDS = 200, 5  # stored answers that an estimate is calibrated by
 _ROUNDS = 3  # of asking for vectors whose length differs from that of the rest
-_T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
@@ -121,6 +115,20 @@ class CostLimit(LLMError):
     """The money for this run is spent."""
 
 
+@dataclass(frozen=True)
+class Call:
+    """A call to be sent.
+
+    Attributes:
+        key: hash of everything that determines the answer.
+        request: the body as JSON.
+    """
+
+    key: str
+    body: Mapping[str, Any]
+    request: str
+
+
 @dataclass
 class _Conversation:
     """A question and what was said so far: rejected answers, each with its problem."""
@@ -133,6 +141,8 @@ class _Conversation:
     completion_tokens: int = 0
     cost_usd: float | None = 0.0
     answer: ChatAnswer | None = None
+    call: tuple[Dialect, int, Call] | None = None
+    """Its next call, with what it was made for: way of asking and number of turns."""
     recorded: ChatAnswer | None = None
     """A failure of an earlier run, which is to be asked again."""
 
@@ -240,14 +250,13 @@ class Client:
         self._look_up(talks)
         todo = [talk for talk in talks if talk.answer is None]
         if todo:
-            self._replay(todo) if self.config.replay else self._ask_all(todo, desc)
+            self._replay(todo) if self.config.replay else self._run(lambda session: self._ask_all(session, todo, desc))
         answers = [talk.answer for talk in talks if talk.answer is not None]
         for talk, answer in zip(talks, answers, strict=True):
             tokens = answer.prompt_tokens, answer.completion_tokens
             self._use(talk.key, talk.request.template, *tokens, answer.cost_usd, answer.n_asks)
-        failed = Counter(answer.failure for answer in answers if answer.failure)
-        self.failures.update(failed)
         if todo:
+            failed = Counter(answer.failure for answer in answers if answer.failure)
             self._report(desc, len(talks), len(todo), failed)
         return [answers[place] for place in places]
 
@@ -274,11 +283,9 @@ class Client:
         """The next call of every question without an answer, for a batch file."""
         _, talks = self._distinct(requests)
         self._look_up(talks)
-        calls = [self._call(talk) for talk in talks if talk.answer is None]
-        todo = [talk.request.template for talk in talks if talk.answer is None]
+        calls = [(self._call(talk), talk.request.template) for talk in talks if talk.answer is None]
         return [
-            Exported(key, self.endpoint, self.model, "chat", template, canonical(body))
-            for (key, body), template in zip(calls, todo, strict=True)
+            Exported(call.key, self.endpoint, self.model, "chat", template, call.request) for call, template in calls
         ]
 
     def _distinct(self, requests: Sequence[ChatRequest]) -> tuple[list[int], list[_Conversation]]:
@@ -288,7 +295,7 @@ class Client:
         places = []
         for request in requests:
             talk = _Conversation(request)
-            talk.key, _ = self._call(talk)
+            talk.key = self._call(talk).key
             places.append(order.setdefault(talk.key, len(order)))
             talks.setdefault(talk.key, talk)
         return places, list(talks.values())
@@ -297,12 +304,12 @@ class Client:
         """Follow what is stored of each conversation: to its answer, or to the point where it must go on."""
         todo = list(talks)
         while todo:
-            keys = [self._call(talk)[0] for talk in todo]
+            keys = [self._call(talk).key for talk in todo]
             stored = self.store.get(keys, rejected=True)
             todo = [talk for talk, key in zip(todo, keys, strict=True) if key in stored and _goes_on(talk, stored[key])]
 
     def _replay(self, talks: Sequence[_Conversation]) -> None:
-        """Without a network: what failed stays failed, and what was never asked is an error."""
+        """Without a network what failed stays failed, and what was never asked is an error."""
         missing = [talk.request.tag or talk.request.template for talk in talks if talk.recorded is None]
         if missing:
             raise LLMError(_missing(missing, len(talks), self.store))
@@ -322,9 +329,11 @@ class Client:
             messages.append({"role": "user", "content": f"Not usable: {problem.message}.\n{demand}:\n{schema}"})
         return messages
 
-    def _call(self, talk: _Conversation) -> tuple[str, dict[str, Any]]:
-        """Key and body of the next call."""
+    def _call(self, talk: _Conversation) -> Call:
+        """The next call of a conversation."""
         dialect, request = self._dialect or self._first_dialect, talk.request
+        if talk.call and talk.call[:2] == (dialect, len(talk.turns)):
+            return talk.call[2]
         body: dict[str, Any] = {"model": self.model, "messages": self._messages(talk)}
         body[dialect.tokens_key] = request.max_tokens
         for name, value in (("temperature", self.config.temperature), ("seed", self.config.seed)):
@@ -336,7 +345,10 @@ class Client:
             body["response_format"] = {"type": "json_schema", "json_schema": form}
         elif dialect.mode == "json_object":
             body["response_format"] = {"type": "json_object"}
-        return key_of(self.endpoint, CHAT, request.template, body), body
+        sent = canonical(body)
+        call = Call(key_of(self.endpoint, CHAT, request.template, sent), body, sent)
+        talk.call = dialect, len(talk.turns), call
+        return call
 
     @property
     def _first_dialect(self) -> Dialect:
@@ -346,24 +358,23 @@ class Client:
     def _dialect_name(self) -> str:
         return f"dialect {self.config.structured}"
 
-    def _ask_all(self, talks: list[_Conversation], desc: str) -> None:
+    async def _ask_all(self, session: Session, talks: Sequence[_Conversation], desc: str) -> None:
         if self._dialect is None:
-            self._run([_Conversation(talks[0].request)], self._detect, desc, "answer")
+            await self._detect(session, _Conversation(talks[0].request))
             for talk in talks:
                 talk.start_again()
             self._look_up(talks)
-            talks = [talk for talk in talks if talk.answer is None]
-        if talks:
-            self._run(talks, self._converse, desc, "answer")
+        todo = [talk for talk in talks if talk.answer is None]
+        await session.share_out(todo, lambda talk: self._converse(session, talk), desc, "answer", self._total)
 
-    async def _detect(self, talk: _Conversation) -> None:
+    async def _detect(self, session: Session, talk: _Conversation) -> None:
         """Ask one question in one way after the other until one works, and remember it for the endpoint."""
         dialect: Dialect | None = self._first_dialect
         may_change = self.config.structured == "auto"
         while dialect is not None:
             self._dialect = dialect
-            key, body = self._call(talk)
-            outcome = await self._ask_once(talk, key, body)
+            call = self._call(talk)
+            outcome = await self._ask_once(session, talk, call)
             if isinstance(outcome, Failure):
                 if outcome.kind != "bad request":
                     break
@@ -375,64 +386,61 @@ class Client:
                 self.store.remember(self.endpoint, self.model, self._dialect_name, asdict(dialect))
                 return
             # The server took the schema and did not heed it.
-            self._writer.reject(key)
+            session.reject(call.key)
             dialect = replace(dialect, mode="json_object")
         self._dialect = None
 
-    async def _converse(self, talk: _Conversation) -> None:
+    async def _converse(self, session: Session, talk: _Conversation) -> None:
         """Ask until there is a good answer, or none is to be had."""
         while talk.answer is None:
-            key, body = self._call(talk)
-            outcome = await self._ask_once(talk, key, body)
+            call = self._call(talk)
+            outcome = await self._ask_once(session, talk, call)
             if isinstance(outcome, Failure):
                 talk.answer = talk.failed(outcome.kind)
-                self._count_failure(outcome)
+                self._count_failure(session, outcome)
             elif not talk.take(*outcome):
-                self._writer.reject(key)
+                session.reject(call.key)
                 if talk.is_hopeless:
                     talk.answer = talk.failed()
+        if talk.answer.failure:
+            self.failures[talk.answer.failure] += 1
 
-    async def _ask_once(self, talk: _Conversation, key: str, body: dict[str, Any]) -> tuple[str, str | None] | Failure:
+    async def _ask_once(self, session: Session, talk: _Conversation, call: Call) -> tuple[str, str | None] | Failure:
         """Send one call and store what comes, before anybody judges it."""
         size = 0
         if self.config.tokens_per_minute is not None:
-            size = costs.estimate_chat([body["messages"]])[0] + talk.request.max_tokens // 2
-        outcome = await self._way.send(CHAT, body, read_chat, size)
+            size = costs.estimate_chat([call.body["messages"]])[0] + talk.request.max_tokens // 2
+        outcome = await session.way.send(CHAT, call.body, read_chat, size)
         if isinstance(outcome, Failure):
             return outcome
         text, reason, usage = outcome
-        answer = self.chat_answer(key, talk.request.template, body, (self._way.hidden(text), reason, usage))
+        answer = self.chat_answer(call, talk.request.template, (session.way.hidden(text), reason, usage))
         paid = answer.prompt_tokens, answer.completion_tokens, answer.cost_usd
         self.spent.add(answer.template, *paid)
         talk.count(*paid)
-        await self._writer.keep([answer])
+        await session.keep([answer])
         return answer.text or "", reason
 
-    def _count_failure(self, failure: Failure) -> None:
+    def _count_failure(self, session: Session, failure: Failure) -> None:
         try:
-            self._way.count_failure(failure)
+            session.way.count_failure(failure)
         except LLMError:
             if failure.kind == "bad request":  # perhaps the endpoint no longer takes what it took
                 self.store.remember(self.endpoint, self.model, self._dialect_name, None)
             raise
 
     def chat_answer(
-        self,
-        key: str,
-        template: str,
-        body: Mapping[str, Any],
-        said: tuple[str, str | None, Mapping[str, Any]],
-        share: float = 1.0,
+        self, call: Call, template: str, said: tuple[str, str | None, Mapping[str, Any]], share: float = 1.0
     ) -> Answer:
         """What is stored of a response, from what ``read_chat`` gave; ``share`` is the part of the price to pay."""
         text, reason, usage = said
         prompt, completion = tokens_of(usage, "prompt_tokens"), tokens_of(usage, "completion_tokens")
         # A server that does not count must not make a limit on money void.
-        prompt = costs.estimate_chat([body["messages"]])[0] if prompt is None else prompt
+        prompt = costs.estimate_chat([call.body["messages"]])[0] if prompt is None else prompt
         completion = costs.estimate_texts([text])[0] if completion is None else completion
         cost = None if self.price is None else share * self.price.of(prompt, completion)
-        request = canonical(body)
-        return Answer(key, self.endpoint, self.model, "chat", template, prompt, completion, cost, request, text, reason)
+        numbers = prompt, completion, cost
+        return Answer(call.key, self.endpoint, self.model, "chat", template, *numbers, call.request, text, reason)
 
     # ---- embeddings ----
 
@@ -450,7 +458,7 @@ class Client:
         if todo and self.config.replay:
             raise LLMError(_missing([short(text, 60) for text in todo], len(distinct), self.store))
         if todo:
-            self._embed_missing(todo, desc, dimensions, found)
+            self._run(lambda session: self._embed_missing(session, todo, desc, dimensions, found))
             lost = len(distinct) - len(found)
             self._report(desc, len(distinct), len(todo), {"without a vector": lost} if lost else {})
         length = self._one_length(found, dimensions)
@@ -504,11 +512,15 @@ class Client:
         stored = self.store.get(keys)
         return {text: stored[key] for text, key in zip(texts, keys, strict=True) if key in stored}
 
-    def _embed_missing(self, todo: list[str], desc: str, dimensions: int | None, found: dict[str, Stored]) -> None:
+    async def _embed_missing(
+        self, session: Session, todo: list[str], desc: str, dimensions: int | None, found: dict[str, Stored]
+    ) -> None:
         """Ask for vectors until all that can be had are of one length, and add them to ``found``."""
         for _ in range(_ROUNDS):
             calls = [todo[start : start + TEXTS_PER_CALL] for start in range(0, len(todo), TEXTS_PER_CALL)]
-            self._run(calls, lambda call: self._embed_call(call, dimensions, found), desc, "call")
+            await session.share_out(
+                calls, lambda call: self._embed_call(session, call, dimensions, found), desc, "call", self._total
+            )
             lengths = Counter(len(_vector(one)) for one in found.values())
             if len(lengths) < 2:
                 return
@@ -533,19 +545,21 @@ class Client:
             self.store.remember(self.endpoint, self.model, name, length)
         return int(length)
 
-    async def _embed_call(self, texts: list[str], dimensions: int | None, found: dict[str, Stored]) -> None:
+    async def _embed_call(
+        self, session: Session, texts: list[str], dimensions: int | None, found: dict[str, Stored]
+    ) -> None:
         estimates = costs.estimate_texts(texts)
         body = self._vector_body(texts, dimensions)
         known = dimensions or self.store.fact(self.endpoint, self.model, f"length {dimensions}")
-        outcome = await self._way.send(
+        outcome = await session.way.send(
             EMBEDDINGS, body, lambda content: read_vectors(content, len(texts), known), sum(estimates)
         )
         if isinstance(outcome, Failure):
             if outcome.kind == "bad request" and len(texts) > 1:  # one text may spoil it for the others
                 for half in (texts[: len(texts) // 2], texts[len(texts) // 2 :]):
-                    await self._embed_call(half, dimensions, found)
+                    await self._embed_call(session, half, dimensions, found)
                 return
-            self._count_failure(outcome)
+            self._count_failure(session, outcome)
             self.failures[outcome.kind] += len(texts)
             return
         vectors, usage = outcome
@@ -553,7 +567,7 @@ class Client:
         self.spent.add(
             "embedding", sum(one.prompt_tokens for one in answers), 0, _sum([one.cost_usd for one in answers])
         )
-        await self._writer.keep(answers)
+        await session.keep(answers)
         for text, one in zip(texts, answers, strict=True):
             found[text] = Stored(None, None, one.vector, one.prompt_tokens, 0, one.cost_usd, False)
 
@@ -589,71 +603,21 @@ class Client:
 
     # ---- running ----
 
-    def _run(self, items: Sequence[_T], work: Callable[[_T], Awaitable[None]], desc: str, unit: str) -> None:
-        """Work on all items, in a thread of its own: Ctrl-C must not tear the loop apart, and a notebook has one."""
-        done: Future[None] = Future()
-        halt = threading.Event()
-
-        def go() -> None:
-            try:
-                asyncio.run(self._work(items, work, desc, unit, halt))
-                done.set_result(None)
-            except BaseException as error:
-                done.set_exception(error)
-
-        threading.Thread(target=go, daemon=True, name="llm").start()
+    def _run(self, main: Callable[[Session], Awaitable[None]]) -> None:
         try:
-            done.result()
+            run(
+                lambda: Session(self.config, self.store, self._check_cost, self._backoff_s),
+                main,
+                self._patience_s,
+                self.say,
+            )
         except KeyboardInterrupt:
-            halt.set()
-            self.say(f"interrupted: waiting up to {self._patience_s:g} s for the calls in flight (Ctrl-C: do not wait)")
-            try:
-                done.result(self._patience_s + 5)
-            except (Exception, asyncio.CancelledError):
-                pass  # what stopped it is known
             self.say(f"all answers so far are in {self.store.path}; run the same command again to go on")
             raise
 
-    async def _work(
-        self,
-        items: Sequence[_T],
-        work: Callable[[_T], Awaitable[None]],
-        desc: str,
-        unit: str,
-        halt: threading.Event,
-    ) -> None:
-        """Share the items out among as many workers as calls may be in flight."""
-        queue = iter(items)
-        self._way = Endpoint(self.config, self._check_cost, self._backoff_s)
-        self._writer = _Writer(self.store)
-        with _Bar(len(items), desc, unit, self) as bar:
-
-            async def worker() -> None:
-                for item in queue:
-                    await work(item)
-                    bar.step()
-
-            workers = [asyncio.create_task(worker()) for _ in range(min(self.config.concurrency, len(items)))]
-            try:
-                running = set(workers)
-                while running and not halt.is_set():
-                    done, running = await asyncio.wait(running, timeout=0.2, return_when=asyncio.FIRST_EXCEPTION)
-                    for task in done:
-                        task.result()
-            finally:
-                await self._wind_down(workers, self._patience_s if halt.is_set() else self.config.timeout_s)
-
-    async def _wind_down(self, workers: Sequence[asyncio.Task[None]], patience_s: float) -> None:
-        """Send nothing new, wait for what is in flight, and store it."""
-        self._way.closing = True
-        end = time.monotonic() + patience_s
-        while self._way.in_flight and time.monotonic() < end:
-            await asyncio.sleep(0.01)
-        for task in workers:
-            task.cancel()
-        await asyncio.gather(*workers, return_exceptions=True)
-        await self._writer.close()
-        await self._way.close()
+    def _total(self) -> str:
+        n_failed = sum(self.failures.values())
+        return f"{self.spent}, {n_failed} failed" if n_failed else str(self.spent)
 
     def _check_cost(self) -> None:
         if self.config.max_cost is not None and self.spent.cost_usd >= self.config.max_cost:
@@ -677,79 +641,6 @@ class Client:
         price = self.price
         amounts = (None, None) if price is None else (price.of(prompt, usual), price.of(prompt, most))
         return Plan(calls, cached, prompt, usual, most, *amounts)
-
-
-class _Writer:
-    """Commits answers in groups, in a thread of its own, so that the loop never waits for the disk."""
-
-    def __init__(self, store: AnswerStore) -> None:
-        self._store, self._pool = store, ThreadPoolExecutor(1, thread_name_prefix="answers")
-        self._waiting: list[tuple[Sequence[Answer], asyncio.Future[None]]] = []
-        self._rejected: list[str] = []
-        self._task: asyncio.Task[None] | None = None
-
-    async def keep(self, answers: Sequence[Answer]) -> None:
-        """Store answers; they are safe when this returns."""
-        stored = asyncio.get_running_loop().create_future()
-        self._waiting.append((answers, stored))
-        if self._task is None or self._task.done():
-            self._task = asyncio.create_task(self._flush())
-        await stored
-
-    def reject(self, key: str) -> None:
-        """Mark an answer as unusable with the next group; should that never come, it is judged anew."""
-        self._rejected.append(key)
-
-    async def close(self) -> None:
-        """Store what still waits."""
-        if self._task is not None:
-            await self._task
-        await self._flush()
-        self._pool.shutdown()
-
-    async def _flush(self) -> None:
-        while self._waiting or self._rejected:
-            group, self._waiting = self._waiting, []
-            rejected, self._rejected = self._rejected, []
-            answers = [answer for several, _ in group for answer in several]
-            try:
-                await asyncio.get_running_loop().run_in_executor(self._pool, self._write, answers, rejected)
-            except Exception as error:
-                outcome: Exception | None = error
-            else:
-                outcome = None
-            for _, stored in group:
-                if stored.done():  # whoever waited was cancelled
-                    continue
-                stored.set_result(None) if outcome is None else stored.set_exception(outcome)
-
-    def _write(self, answers: list[Answer], rejected: list[str]) -> None:
-        if answers:
-            self._store.put(answers)
-        if rejected:
-            self._store.reject(rejected)
-
-
-class _Bar:
-    """A progress bar with the running total; nothing where there is no terminal."""
-
-    def __init__(self, total: int, desc: str, unit: str, client: Client) -> None:
-        self._bar = tqdm(total=total, desc=desc, unit=unit, delay=1, leave=False, disable=None)
-        self._client, self._shown = client, 0.0
-
-    def __enter__(self) -> _Bar:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._bar.close()
-
-    def step(self) -> None:
-        """One more is done."""
-        self._bar.update()
-        if not self._bar.disable and time.monotonic() > self._shown + 0.5:
-            self._shown = time.monotonic()
-            n_failed = sum(self._client.failures.values())
-            self._bar.set_postfix_str(f"{self._client.spent}, {n_failed} failed")
 
 
 def _goes_on(talk: _Conversation, stored: Stored) -> bool:
@@ -806,7 +697,7 @@ def _embedding_scale(records: Sequence[tuple[str, str, int, int]]) -> float:
 
 
 def key_of(*parts: Any) -> str:
-    """Hex SHA-256 of the canonical JSON of everything that determines an answer."""
+    """Hex SHA-256 of everything that determines an answer."""
     return hashlib.sha256(canonical(parts).encode()).hexdigest()
 
 
