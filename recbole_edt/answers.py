@@ -89,7 +89,12 @@ class Stored:
 
 @dataclass(frozen=True)
 class Exported:
-    """A request that was written to a batch file, so that its answer can be told from a stranger's."""
+    """A call as it is sent; noted when it is written to a batch file, to tell its answer from a stranger's.
+
+    Attributes:
+        key: hash of everything that determines the answer.
+        request: the body as JSON.
+    """
 
     key: str
     endpoint: str
@@ -147,14 +152,20 @@ class AnswerStore:
                 found[key] = Stored(text, reason, vector, prompt, completion, cost, bool(flag))
         return found
 
-    def put(self, answers: Iterable[Answer]) -> None:
-        """Keep answers; when this returns they outlive a crash of the machine."""
+    def put(self, answers: Iterable[Answer], imported: bool = False) -> None:
+        """Keep answers; when this returns they outlive a crash of the machine.
+
+        Args:
+            imported: whether they answer what was noted as exported, which is then answered.
+        """
         now = _now()
         rows = [(*_all_but_vector(answer), _blob(answer.vector), now) for answer in answers]
         names = [field.name for field in fields(Answer)]
         marks = ",".join("?" * (len(names) + 1))
         with self._transaction() as db:
             db.executemany(f"INSERT INTO answers ({','.join(names)}, created) VALUES ({marks})", rows)
+            if imported:
+                db.executemany("DELETE FROM exported WHERE key = ?", [row[:1] for row in rows])
 
     def reject(self, keys: Iterable[str]) -> None:
         """Mark the answers of these keys as unusable; they go on counting as cost."""

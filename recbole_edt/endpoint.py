@@ -284,16 +284,17 @@ class Endpoint:
     async def close(self) -> None:
         await self._http.close()
 
-    async def send(self, path: str, body: Mapping[str, Any], read: Callable[[str], _T], n_tokens: int) -> _T | Failure:
+    async def send(self, path: str, request: str, read: Callable[[str], _T], n_tokens: int) -> _T | Failure:
         """Send a call until it succeeds or its repetitions are used up.
 
         Args:
+            request: the body as JSON.
             read: makes a result of the response's text, or raises ValueError where it is none.
             n_tokens: about how many tokens the call will take.
 
         Raises: LLMError for what concerns every call alike: the key, the money, the model, a server that is down.
         """
-        failure = Failure("server", "")
+        failure, body = Failure("server", ""), json.loads(request)
         for attempt in range(self.config.retries + 1):
             await self._clearance(n_tokens)
             try:

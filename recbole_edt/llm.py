@@ -18,7 +18,7 @@ import numpy as np
 
 from recbole_edt import costs, structured
 from recbole_edt.answers import Answer, AnswerStore, Exported, Stored
-from recbole_edt.costs import Usage
+from recbole_edt.costs import Price, Usage
 from recbole_edt.endpoint import (
     CHAT,
     EMBEDDINGS,
@@ -115,20 +115,6 @@ class CostLimit(LLMError):
     """The money for this run is spent."""
 
 
-@dataclass(frozen=True)
-class Call:
-    """A call to be sent.
-
-    Attributes:
-        key: hash of everything that determines the answer.
-        request: the body as JSON.
-    """
-
-    key: str
-    body: Mapping[str, Any]
-    request: str
-
-
 @dataclass
 class _Conversation:
     """A question and what was said so far: rejected answers, each with its problem."""
@@ -141,7 +127,7 @@ class _Conversation:
     completion_tokens: int = 0
     cost_usd: float | None = 0.0
     answer: ChatAnswer | None = None
-    call: tuple[Dialect, int, Call] | None = None
+    call: tuple[Dialect, int, Exported] | None = None
     """Its next call, with what it was made for: way of asking and number of turns."""
     recorded: ChatAnswer | None = None
     """A failure of an earlier run, which is to be asked again."""
@@ -221,9 +207,7 @@ class Client:
         self.used = Usage()
         self.failures: Counter[str] = Counter()
         self._counted: set[str] = set()
-        self.price = costs.price_of(self.model, costs.load_prices(config.prices))
-        if self.price is None and is_loopback(self.endpoint):
-            self.price = costs.Price(0.0, 0.0)
+        self.price = price_at(self.endpoint, self.model, costs.load_prices(config.prices))
         if self.price is None and config.max_cost is not None:
             raise ConfigError(
                 f"llm.max_cost: the price of {self.model} is not known; write it into a file, "
@@ -283,10 +267,7 @@ class Client:
         """The next call of every question without an answer, for a batch file."""
         _, talks = self._distinct(requests)
         self._look_up(talks)
-        calls = [(self._call(talk), talk.request.template) for talk in talks if talk.answer is None]
-        return [
-            Exported(call.key, self.endpoint, self.model, "chat", template, call.request) for call, template in calls
-        ]
+        return [self._call(talk) for talk in talks if talk.answer is None]
 
     def _distinct(self, requests: Sequence[ChatRequest]) -> tuple[list[int], list[_Conversation]]:
         """One conversation per distinct question, and for each question which one is its own."""
@@ -329,7 +310,7 @@ class Client:
             messages.append({"role": "user", "content": f"Not usable: {problem.message}.\n{demand}:\n{schema}"})
         return messages
 
-    def _call(self, talk: _Conversation) -> Call:
+    def _call(self, talk: _Conversation) -> Exported:
         """The next call of a conversation."""
         dialect, request = self._dialect or self._first_dialect, talk.request
         if talk.call and talk.call[:2] == (dialect, len(talk.turns)):
@@ -346,7 +327,8 @@ class Client:
         elif dialect.mode == "json_object":
             body["response_format"] = {"type": "json_object"}
         sent = canonical(body)
-        call = Call(key_of(self.endpoint, CHAT, request.template, sent), body, sent)
+        key = key_of(self.endpoint, CHAT, request.template, sent)
+        call = Exported(key, self.endpoint, self.model, "chat", request.template, sent)
         talk.call = dialect, len(talk.turns), call
         return call
 
@@ -405,16 +387,18 @@ class Client:
         if talk.answer.failure:
             self.failures[talk.answer.failure] += 1
 
-    async def _ask_once(self, session: Session, talk: _Conversation, call: Call) -> tuple[str, str | None] | Failure:
+    async def _ask_once(
+        self, session: Session, talk: _Conversation, call: Exported
+    ) -> tuple[str, str | None] | Failure:
         """Send one call and store what comes, before anybody judges it."""
         size = 0
         if self.config.tokens_per_minute is not None:
-            size = costs.estimate_chat([call.body["messages"]])[0] + talk.request.max_tokens // 2
-        outcome = await session.way.send(CHAT, call.body, read_chat, size)
+            size = costs.estimate_chat([self._messages(talk)])[0] + talk.request.max_tokens // 2
+        outcome = await session.way.send(CHAT, call.request, read_chat, size)
         if isinstance(outcome, Failure):
             return outcome
         text, reason, usage = outcome
-        answer = self.chat_answer(call, talk.request.template, (session.way.hidden(text), reason, usage))
+        answer = chat_answer(call, (session.way.hidden(text), reason, usage), self.price)
         paid = answer.prompt_tokens, answer.completion_tokens, answer.cost_usd
         self.spent.add(answer.template, *paid)
         talk.count(*paid)
@@ -428,19 +412,6 @@ class Client:
             if failure.kind == "bad request":  # perhaps the endpoint no longer takes what it took
                 self.store.remember(self.endpoint, self.model, self._dialect_name, None)
             raise
-
-    def chat_answer(
-        self, call: Call, template: str, said: tuple[str, str | None, Mapping[str, Any]], share: float = 1.0
-    ) -> Answer:
-        """What is stored of a response, from what ``read_chat`` gave; ``share`` is the part of the price to pay."""
-        text, reason, usage = said
-        prompt, completion = tokens_of(usage, "prompt_tokens"), tokens_of(usage, "completion_tokens")
-        # A server that does not count must not make a limit on money void.
-        prompt = costs.estimate_chat([call.body["messages"]])[0] if prompt is None else prompt
-        completion = costs.estimate_texts([text])[0] if completion is None else completion
-        cost = None if self.price is None else share * self.price.of(prompt, completion)
-        numbers = prompt, completion, cost
-        return Answer(call.key, self.endpoint, self.model, "chat", template, *numbers, call.request, text, reason)
 
     # ---- embeddings ----
 
@@ -487,25 +458,19 @@ class Client:
         """A call for every text without a vector, for a batch file."""
         distinct = list(dict.fromkeys(text for text in texts if text))
         found = self._stored_vectors(distinct, dimensions)
-        return [
-            Exported(
-                self._vector_key(text, dimensions),
-                self.endpoint,
-                self.model,
-                "embedding",
-                "embedding",
-                canonical(self._vector_body([text], dimensions)),
-            )
-            for text in distinct
-            if text not in found
-        ]
+        return [self._vector_call(text, dimensions) for text in distinct if text not in found]
 
     def _vector_key(self, text: str, dimensions: int | None) -> str:
         return key_of(self.endpoint, EMBEDDINGS, self.model, dimensions, text)
 
-    def _vector_body(self, texts: Sequence[str], dimensions: int | None) -> dict[str, Any]:
+    def _vector_call(self, text: str, dimensions: int | None) -> Exported:
+        """The call for one text alone."""
+        key, request = self._vector_key(text, dimensions), self._vector_request([text], dimensions)
+        return Exported(key, self.endpoint, self.model, "embedding", "embedding", request)
+
+    def _vector_request(self, texts: Sequence[str], dimensions: int | None) -> str:
         body: dict[str, Any] = {"model": self.model, "input": list(texts), "encoding_format": "float"}
-        return body if dimensions is None else {**body, "dimensions": dimensions}
+        return canonical(body if dimensions is None else {**body, "dimensions": dimensions})
 
     def _stored_vectors(self, texts: Sequence[str], dimensions: int | None) -> dict[str, Stored]:
         keys = [self._vector_key(text, dimensions) for text in texts]
@@ -548,11 +513,13 @@ class Client:
     async def _embed_call(
         self, session: Session, texts: list[str], dimensions: int | None, found: dict[str, Stored]
     ) -> None:
-        estimates = costs.estimate_texts(texts)
-        body = self._vector_body(texts, dimensions)
+        size = 0 if self.config.tokens_per_minute is None else sum(costs.estimate_texts(texts))
         known = dimensions or self.store.fact(self.endpoint, self.model, f"length {dimensions}")
         outcome = await session.way.send(
-            EMBEDDINGS, body, lambda content: read_vectors(content, len(texts), known), sum(estimates)
+            EMBEDDINGS,
+            self._vector_request(texts, dimensions),
+            lambda content: read_vectors(content, len(texts), known),
+            size,
         )
         if isinstance(outcome, Failure):
             if outcome.kind == "bad request" and len(texts) > 1:  # one text may spoil it for the others
@@ -563,43 +530,13 @@ class Client:
             self.failures[outcome.kind] += len(texts)
             return
         vectors, usage = outcome
-        answers = self.vector_answers(texts, dimensions, vectors, usage)
-        self.spent.add(
-            "embedding", sum(one.prompt_tokens for one in answers), 0, _sum([one.cost_usd for one in answers])
-        )
+        calls = [self._vector_call(text, dimensions) for text in texts]
+        answers = vector_answers(calls, texts, vectors, usage, self.price)
+        cost = None if self.price is None else sum(one.cost_usd or 0.0 for one in answers)
+        self.spent.add("embedding", sum(one.prompt_tokens for one in answers), 0, cost)
         await session.keep(answers)
         for text, one in zip(texts, answers, strict=True):
             found[text] = Stored(None, None, one.vector, one.prompt_tokens, 0, one.cost_usd, False)
-
-    def vector_answers(
-        self,
-        texts: Sequence[str],
-        dimensions: int | None,
-        vectors: np.ndarray,
-        usage: Mapping[str, Any],
-        share: float = 1.0,
-    ) -> list[Answer]:
-        """What is stored of a response, a row per text, among which its tokens are shared out."""
-        estimates = np.array(costs.estimate_texts(texts), dtype=np.float64)
-        total = tokens_of(usage, "prompt_tokens")
-        total = int(estimates.sum()) if total is None else total
-        ends = np.round(total * estimates.cumsum() / estimates.sum()).astype(int)
-        tokens = np.diff(ends, prepend=0).tolist()
-        return [
-            Answer(
-                self._vector_key(text, dimensions),
-                self.endpoint,
-                self.model,
-                "embedding",
-                "embedding",
-                n,
-                0,
-                None if self.price is None else share * self.price.of(n, 0),
-                json.dumps(text),
-                vector=vector,
-            )
-            for text, n, vector in zip(texts, tokens, vectors, strict=True)
-        ]
 
     # ---- running ----
 
@@ -643,6 +580,53 @@ class Client:
         return Plan(calls, cached, prompt, usual, most, *amounts)
 
 
+def chat_answer(
+    call: Exported, said: tuple[str, str | None, Mapping[str, Any]], price: Price | None, share: float = 1.0
+) -> Answer:
+    """What is stored of a response to a question, from what ``read_chat`` gave.
+
+    Args:
+        share: part of the price that is to be paid.
+    """
+    text, reason, usage = said
+    prompt, completion = tokens_of(usage, "prompt_tokens"), tokens_of(usage, "completion_tokens")
+    # A server that does not count must not make a limit on money void.
+    prompt = costs.estimate_chat([json.loads(call.request)["messages"]])[0] if prompt is None else prompt
+    completion = costs.estimate_texts([text])[0] if completion is None else completion
+    cost = None if price is None else share * price.of(prompt, completion)
+    paid = prompt, completion, cost
+    return Answer(call.key, call.endpoint, call.model, call.kind, call.template, *paid, call.request, text, reason)
+
+
+def vector_answers(
+    calls: Sequence[Exported],
+    texts: Sequence[str],
+    vectors: np.ndarray,
+    usage: Mapping[str, Any],
+    price: Price | None,
+    share: float = 1.0,
+) -> list[Answer]:
+    """What is stored of a response with vectors, from what ``read_vectors`` gave: a row per text.
+
+    The tokens of the response are shared out among the texts by their estimated length.
+    """
+    estimates = np.array(costs.estimate_texts(texts), dtype=np.float64)
+    total = tokens_of(usage, "prompt_tokens")
+    total = int(estimates.sum()) if total is None else total
+    ends = np.round(total * estimates.cumsum() / estimates.sum()).astype(int)
+    answers = []
+    for call, text, vector, n in zip(calls, texts, vectors, np.diff(ends, prepend=0).tolist(), strict=True):
+        cost = None if price is None else share * price.of(n, 0)
+        head = call.key, call.endpoint, call.model, call.kind, call.template
+        answers.append(Answer(*head, n, 0, cost, json.dumps(text), vector=vector))
+    return answers
+
+
+def price_at(endpoint: str, model: str, prices: Mapping[str, Price]) -> Price | None:
+    """The price of a model; nothing on this machine, unless it is named; None if it is not known."""
+    return costs.price_of(model, prices) or (Price(0.0, 0.0) if is_loopback(endpoint) else None)
+
+
 def _goes_on(talk: _Conversation, stored: Stored) -> bool:
     """Take a stored answer into a conversation; whether the next one is to be looked for."""
     talk.count(stored.prompt_tokens, stored.completion_tokens, stored.cost_usd)
@@ -665,11 +649,6 @@ def _missing(tags: Sequence[str], n: int, store: AnswerStore) -> str:
     shown = "\n".join(f"  {tag}" for tag in tags[:10])
     more = f"\n  and {len(tags) - 10} more" if len(tags) > 10 else ""
     return f"llm.replay: {store.path} has no answer to {len(tags)} of {n} questions:\n{shown}{more}"
-
-
-def _sum(amounts: Sequence[float | None]) -> float | None:
-    known = [amount for amount in amounts if amount is not None]
-    return sum(known) if len(known) == len(amounts) else None
 
 
 def _calibration(records: Sequence[tuple[str, str, int, int]]) -> tuple[dict[str, float], dict[str, float]]:
@@ -702,5 +681,5 @@ def key_of(*parts: Any) -> str:
 
 
 def canonical(obj: Any) -> str:
-    """JSON with sorted keys and no spaces, in ASCII."""
-    return json.dumps(obj, sort_keys=True, separators=(",", ":"))
+    """JSON without spaces, in ASCII; keys keep their order, for a model writes an object in the order of its schema."""
+    return json.dumps(obj, separators=(",", ":"))
