@@ -213,8 +213,8 @@ def quote(text: object, limit: int = MAX_ITEM) -> str:
 
 
 def listed(texts: Sequence[str], limit: int = MAX_ITEM) -> str:
-    """One quoted text per line, numbered from 1."""
-    return "\n".join(f"{place}. {quote(text, limit)}" for place, text in enumerate(texts, 1))
+    """One quoted text per line, with a dash: a number would come back as part of a title."""
+    return "\n".join(f"- {quote(text, limit)}" for text in texts)
 
 
 def _domains(**names: str) -> dict[str, str]:
@@ -375,7 +375,7 @@ def plain(writer: Writer, items: Sequence[tuple[int, str]], domains: tuple[str, 
     """
     names = _domains(domain_a=domains[0], domain_b=domains[1])
     quoted = list(names.values())
-    lines = [f"{place}. {quoted[domain]}: {quote(text)}" for place, (domain, text) in enumerate(items, 1)]
+    lines = [f"- {quoted[domain]}: {quote(text)}" for domain, text in items]
     return _request(writer, "plain", tag, {"profile": _text(MAX_PROFILE)}, {"items": "\n".join(lines)} | names)
 
 

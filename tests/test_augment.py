@@ -12,7 +12,6 @@ from recbole_edt.atomic import keep_rows
 from recbole_edt.augment import (
     AugmentConfig,
     Insertions,
-    add_virtual_items,
     augment,
     best_match,
     insert_after_source,
@@ -20,6 +19,7 @@ from recbole_edt.augment import (
     resolve_tau,
 )
 from recbole_edt.errors import ConfigError, DataError
+from recbole_edt.generation import add_virtual_items
 from recbole_edt.split import TRAIN, leave_one_out, training_rows
 
 ITEMS = ("f1", "f2", "f3", "f4", "f5", "k1", "k2", "k3", "k4", "k5")
