@@ -189,14 +189,14 @@ def read_vectors(content: str, n_texts: int, dimensions: int | None) -> tuple[np
     if sorted(str(row.get("index")) for row in rows) != sorted(map(str, range(n_texts))):
         raise ValueError(f"expected one vector for each of {n_texts} texts, found {len(rows)}")
     try:
-        vectors = np.array([row["embedding"] for row in sorted(rows, key=lambda row: int(row["index"]))], np.float32)
+        vectors = np.array([row["embedding"] for row in sorted(rows, key=lambda row: int(row["index"]))], np.float64)
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"vectors of unequal length, or not of numbers ({short(str(error))})") from None
-    if vectors.ndim != 2 or not vectors.shape[1] or not np.isfinite(vectors).all():
+    if vectors.ndim != 2 or not vectors.shape[1] or not (np.abs(vectors) <= np.finfo(np.float32).max).all():
         raise ValueError("vectors that are empty or not finite")
     if dimensions is not None and vectors.shape[1] != dimensions:
         raise ValueError(f"vectors of {vectors.shape[1]} numbers instead of {dimensions}")
-    return vectors, _usage(body)
+    return vectors.astype(np.float32), _usage(body)
 
 
 def _object(content: str) -> dict[str, Any]:

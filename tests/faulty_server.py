@@ -25,7 +25,7 @@ import threading
 from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
 from email.utils import formatdate
-from time import time
+from time import monotonic, time
 from typing import Any
 
 ADJECTIVES = "organic classic roasted wild stainless ceramic large fresh dark golden".split()
@@ -59,7 +59,7 @@ BROKEN = ("drip", "hang", "cut", "reset", "truncated", "html", "error 200", "no 
 CHAT = ("not json", "wrong schema", "noise content", "empty", "null", "refusal", "length", "filtered")
 EMBEDDING = ("duplicate rows", "missing rows", "wrong dimension", "nan", "no rows")
 # Unusual, but good.
-HARMLESS = ("fenced", "prose", "reordered")
+HARMLESS = ("fenced", "prose", "reordered", "no usage")
 FAULTS = (*STATUS, *BROKEN, *CHAT, *EMBEDDING, *HARMLESS)
 # What `fault_share` draws from: all that passes when asked again.
 PASSING = ("429", "429 date", "500", "502", "503", "529", "drip", "cut", "reset", "truncated", "html", "error 200")
@@ -73,7 +73,9 @@ class FaultyServer:
     Attributes:
         latency_s: time before each answer.
         api_key: where given, any other key gets 401.
-        refuses: kinds of ``response_format`` answered with 400 (``json_schema``, ``json_object``).
+        refuses: kinds of ``response_format`` answered with 400 (``json_schema``, ``json_object``); ``limits`` are
+            schemas that hold ``maxLength``.
+        rejects: names of parameters answered with 400, in OpenAI's words.
         dimensions: length of the vectors, unless the request asks for another.
         retry_after_s: what a 429 asks for.
         fault_share: share of calls that fail in a way that passes; which ones depends on ``seed``, on the body and on
@@ -83,6 +85,7 @@ class FaultyServer:
         always: the fault of every call.
         bodies: number of calls by body (canonical JSON).
         calls: of every call its path, body and fault, in order of arrival.
+        arrivals: seconds of the monotonic clock at which they came.
         in_flight, most_in_flight: calls that arrived and are not yet answered, now and at most.
     """
 
@@ -91,6 +94,7 @@ class FaultyServer:
         latency_s: float = 0.0,
         api_key: str | None = None,
         refuses: Sequence[str] = (),
+        rejects: Sequence[str] = (),
         dimensions: int = 16,
         retry_after_s: float = 0.02,
         fault_share: float = 0.0,
@@ -100,11 +104,13 @@ class FaultyServer:
         always: str | None = None,
         port: int = 0,
     ) -> None:
-        self.latency_s, self.api_key, self.refuses, self.dimensions = latency_s, api_key, refuses, dimensions
+        self.latency_s, self.api_key, self.dimensions = latency_s, api_key, dimensions
+        self.refuses, self.rejects = refuses, rejects
         self.retry_after_s, self.fault_share, self.seed = retry_after_s, fault_share, seed
         self.choose, self.answer, self.always, self.port = choose, answer, always, port
         self.bodies: Counter[str] = Counter()
         self.calls: list[tuple[str, dict[str, Any], str | None]] = []
+        self.arrivals: list[float] = []
         self.in_flight = self.most_in_flight = 0
         self._cues: deque[str | None] = deque()
         self._ready = threading.Event()
@@ -129,6 +135,7 @@ class FaultyServer:
         """Start counting anew."""
         self.bodies.clear()
         self.calls.clear()
+        self.arrivals.clear()
         self.most_in_flight = self.in_flight
 
     def stats(self) -> dict[str, Any]:
@@ -206,12 +213,23 @@ class FaultyServer:
     async def _call(self, writer: asyncio.StreamWriter, path: str, body: dict[str, Any], key: str) -> bool:
         fault = self._fault(path, body, key)
         self.calls.append((path, body, fault))
+        self.arrivals.append(monotonic())
         if self.latency_s:
             await asyncio.sleep(self.latency_s)
         if fault in STATUS:
             status, message, code = STATUS[fault]
+            if fault == "401":
+                message += f": {key.removeprefix('Bearer ')}"  # as some servers do, to a log's harm
             error = {"message": message, "type": "error", "param": None, "code": code}
             await self._send(writer, status, {"error": error}, self._headers(fault))
+            return True
+        if fault == "rejects":
+            name = next(name for name in self.rejects if name in body)
+            hint = " Use 'max_completion_tokens' instead." if name == "max_tokens" else ""
+            message = f"Unsupported parameter: '{name}' is not supported with this model.{hint}"
+            await self._send(
+                writer, 400, {"error": {"message": message, "param": name, "code": "unsupported_parameter"}}
+            )
             return True
         if fault == "refuses":
             await self._send(writer, 400, {"error": {"message": "response_format is not supported", "code": None}})
@@ -231,7 +249,10 @@ class FaultyServer:
         self.bodies[canonical] += 1
         if self.api_key is not None and key != f"Bearer {self.api_key}":
             return "401"
-        if (body.get("response_format") or {}).get("type") in self.refuses:
+        if any(name in body for name in self.rejects):
+            return "rejects"
+        form = body.get("response_format") or {}
+        if form.get("type") in self.refuses or ("limits" in self.refuses and "maxLength" in json.dumps(form)):
             return "refuses"
         if self._cues:
             return self._cues.popleft()
@@ -322,13 +343,14 @@ def chat_answer(
         }.get(fault, text)
     prompt = sum(n_tokens(str(one["content"])) + 4 for one in body["messages"])
     completion = n_tokens(message["content"] or "")
+    usage = {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}
     return {
         "id": f"chatcmpl-{digest[:12]}",
         "object": "chat.completion",
         "created": 0,
         "model": body["model"],
         "choices": [{"index": 0, "message": message, "finish_reason": reason, "logprobs": None}],
-        "usage": {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion},
+        "usage": None if fault == "no usage" else usage,
     }
 
 
