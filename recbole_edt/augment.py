@@ -18,7 +18,7 @@ import numpy as np
 import pandas as pd
 
 from recbole_edt import generation, prompts
-from recbole_edt.atomic import TwoDomainData, drop_items, offsets_of
+from recbole_edt.atomic import TwoDomainData, offsets_of
 from recbole_edt.embeddings import EmbeddingTable
 from recbole_edt.errors import ConfigError, DataError, choice_faults, whole_number_faults
 from recbole_edt.files import read_bytes, write_text
@@ -478,8 +478,15 @@ def insert_after_source(data: TwoDomainData, insertions: Insertions) -> TwoDomai
 
 def _without_unused(data: TwoDomainData) -> TwoDomainData:
     """Without the virtual items that nobody was given."""
-    unused = data.virtual & (np.bincount(data.item, minlength=len(data.items)) == 0)
-    return drop_items(data, unused) if unused.any() else data
+    kept = ~data.virtual | (np.bincount(data.item, minlength=len(data.items)) > 0)
+    return replace(
+        data,
+        items=data.items[kept],
+        item_domain=data.item_domain[kept],
+        item_fields=data.item_fields[kept].reset_index(drop=True),
+        virtual=data.virtual[kept],
+        item=(np.cumsum(kept) - 1)[data.item],
+    )
 
 
 def _summary(train: TwoDomainData, augmented: TwoDomainData) -> dict[str, Any]:

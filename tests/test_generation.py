@@ -466,9 +466,11 @@ class TestPromises:
         assert len(new) == (trace["fate"] == "kept").sum() == found.counts["inserted"]
         train = training_rows(data)
         had = {(data.users[u], TITLES[data.items[i]]) for u, i in zip(train.user, train.item, strict=True)}
-        texts = item_text(result.item_fields)
-        pairs = [(result.users[result.user[row]], " ".join(texts[result.item[row]].casefold().split())) for row in new]
-        assert not had & set(pairs) and len(pairs) == len(set(pairs))
+        texts = [" ".join(text.casefold().split()) for text in item_text(result.item_fields)]
+        given_to = [(result.users[result.user[row]], texts[result.item[row]]) for row in new]
+        assert not had & set(given_to)
+        domains = result.item_domain[result.item[new]].tolist()
+        assert len(set(zip(given_to, domains, strict=True))) == len(new)
         # no item that nobody has, none twice
         assert set(np.flatnonzero(result.virtual)) <= set(result.item[new].tolist())
         assert len(set(result.items.tolist())) == len(result.items)
