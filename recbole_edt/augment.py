@@ -6,31 +6,41 @@ inserted after the item it resembles. All of it looks at training rows only, so 
 
 from __future__ import annotations
 
-import hashlib
+import json
 import re
-import unicodedata
+from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 
+from recbole_edt import generation, prompts
 from recbole_edt.atomic import TwoDomainData, offsets_of
-from recbole_edt.embeddings import EmbeddingTable, item_text
+from recbole_edt.embeddings import EmbeddingTable
 from recbole_edt.errors import ConfigError, DataError, choice_faults, whole_number_faults
+from recbole_edt.files import read_bytes, write_text
+from recbole_edt.generation import Asked, Proposed, items_with_vector, nearest_items, way_of
 from recbole_edt.offline import OfflineGenerator
+from recbole_edt.prompts import Writer
 from recbole_edt.similarity import group_items, nearest_cosine_quantile, normalise, representatives
 from recbole_edt.split import MIN_RAW_ROWS, domain_ratio, training_rows
 
-GENERATORS = {"offline": OfflineGenerator}
-
 _CHOICES = {
-    "generator": tuple(GENERATORS),
+    "generator": ("offline", "llm"),
+    "generated_items": ("virtual", "catalog"),
     "directions": ("both", "minority"),
     "insertion": ("after_source", "append", "random", "none"),
 }
 _QUANTILE = re.compile(r"q(\d+(\.\d*)?|\.\d+)")
 _BLOCK = 16384  # proposals compared at a time
+
+TRACE_COLUMNS = (
+    *("user", "source", "target", *prompts.FIELDS, "item"),
+    *("source_score", "target_score", "rank", "fate", "after", "place"),
+)
 
 
 @dataclass(frozen=True)
@@ -38,7 +48,10 @@ class AugmentConfig:
     """How sequences are augmented (method, section 3)."""
 
     generator: str = "offline"
-    """``offline``: co-occurrence of training rows, no LLM (the paper asks an LLM)."""
+    """``offline``: co-occurrence of training rows, no LLM; ``llm``: a language model writes items (paper, eq. 4)."""
+    generated_items: str = "virtual"
+    """What the LLM writes is a ``virtual`` item unless the catalogue has it (paper), or stands for the nearest item
+    of the ``catalog`` that the user does not have in training."""
     n_clusters: int = 10
     """Item groups per domain, at least 1; a user has at most one representative in each (paper: K = 10)."""
     n_generated: int = 10
@@ -104,10 +117,21 @@ class Insertions:
     score: np.ndarray
 
 
+class Augmented(NamedTuple):
+    """What ``augment`` gives."""
+
+    data: TwoDomainData
+    """With the inserted rows, and with those virtual items that were inserted."""
+    counts: dict[str, Any]
+    """What happened on the way."""
+    trace: pd.DataFrame
+    """``TRACE_COLUMNS``: what became of each proposal, or why a request brought none."""
+
+
 def augment(
-    data: TwoDomainData, table: EmbeddingTable, config: AugmentConfig
-) -> tuple[TwoDomainData, dict[str, Any]]:
-    """The data with generated rows inserted, and counts of what happened on the way.
+    data: TwoDomainData, table: EmbeddingTable, config: AugmentConfig, writer: Writer | None = None
+) -> Augmented:
+    """The data with generated rows inserted, counts of what happened on the way, and the fate of each proposal.
 
     The last two raw rows of every user stay last, and taking the generated rows out gives the data back.
     Users with fewer than 3 raw rows receive nothing.
@@ -116,31 +140,69 @@ def augment(
         data: raw rows only.
         table: a vector for every item.
         config: see its fields.
+        writer: the language model, for ``generator: llm``.
 
     Raises:
-        ConfigError: a setting is out of range.
-        DataError: the data are augmented already, or the table lacks items.
+        ConfigError: a setting is out of range, or the language model is missing.
+        DataError: the data are augmented already, the table lacks items, or new vectors do not fit it.
+        LLMError: what the writer raises to stop a run.
     """
     config.validate()
     _check_input(data, table)
     train = training_rows(data)
     if config.insertion == "none":
-        return data, _summary(train, data)
+        return Augmented(data, _summary(train, data), pd.DataFrame(columns=list(TRACE_COLUMNS)))
     vectors = normalise(table.lookup(data.items))
     speakers = _representatives(data, train, vectors, config)
     counts: dict[str, Any] = {}
-    parts = []
-    for source in (0, 1):
-        kept, found = _one_direction(train, vectors, speakers, source, config)
-        name = f"{data.domains[source]}_to_{data.domains[1 - source]}"
-        counts.update({f"{key}_{name}": value for key, value in found.items()})
-        parts.append(kept)
-    item, row, score = (
-        np.concatenate([getattr(part, key) for part in parts]) for key in ("item", "row", "score")
-    )
+    if config.generator == "llm":
+        asked = _requests(train, speakers, config, _present(writer))
+        answers = _present(writer).ask(asked.requests, "writing items")
+        counts, proposed = generation.outcomes(train, asked, answers), []
+        for source in (0, 1):
+            data, vectors, found = generation.proposals(
+                data, train, vectors, asked, answers, source, config.generated_items == "catalog", _present(writer)
+            )
+            proposed.append(found)
+        train = training_rows(data)
+    else:
+        proposed = [_offline(train, vectors, speakers, source, config) for source in (0, 1)]
+    parts = [_one_direction(train, vectors, speakers, source, config, proposed[source]) for source in (0, 1)]
+    for part in parts:
+        counts.update(part.counts)
+    trace = pd.concat([part.trace for part in parts], ignore_index=True)
+    item, row, score = (np.concatenate([getattr(part.kept, key) for part in parts]) for key in ("item", "row", "score"))
     row = _data_rows(data, train)[_anchor(train, row, config)]
-    augmented = insert_after_source(data, Insertions(item, row, score))
-    return augmented, counts | _summary(train, augmented)
+    _tell_place(trace, data, row)
+    augmented = _without_unused(insert_after_source(data, Insertions(item, row, score)))
+    return Augmented(augmented, counts | _summary(train, augmented), trace)
+
+
+def generation_requests(data: TwoDomainData, table: EmbeddingTable, config: AugmentConfig, writer: Writer) -> Asked:
+    """All that ``augment`` will ask, by direction and then user; nothing is sent.
+
+    A user's requests depend on the catalogue and on the user's own training rows alone.
+    """
+    config.validate()
+    _check_input(data, table)
+    train = training_rows(data)
+    if config.insertion == "none" or config.generator != "llm":
+        return Asked(np.zeros(0, np.int64), np.zeros(0, np.int64), [])
+    speakers = _representatives(data, train, normalise(table.lookup(data.items)), config)
+    return _requests(train, speakers, config, writer)
+
+
+def user_representatives(data: TwoDomainData, table: EmbeddingTable, config: AugmentConfig) -> list[np.ndarray]:
+    """Rows of ``data`` that speak for their users in each domain, increasing."""
+    train = training_rows(data)
+    found = _representatives(data, train, normalise(table.lookup(data.items)), config)
+    return [_data_rows(data, train)[rows] for rows in found]
+
+
+def _present(writer: Writer | None) -> Writer:
+    if writer is None:
+        raise ConfigError("augment.generator: 'llm' needs a language model; pass a writer or choose offline")
+    return writer
 
 
 def _check_input(data: TwoDomainData, table: EmbeddingTable) -> None:
@@ -164,34 +226,154 @@ def _representatives(
     return [rows[receives[train.user[rows]]] for rows in found]
 
 
-def _one_direction(
+def _speaking(train: TwoDomainData, speakers: list[np.ndarray], source: int, config: AugmentConfig) -> np.ndarray:
+    """Rows of the representatives from which items of the other domain are proposed."""
+    own = speakers[source]
+    return own[_dominant(train, source)[train.user[own]]] if config.directions == "minority" else own
+
+
+def _requests(train: TwoDomainData, speakers: list[np.ndarray], config: AugmentConfig, writer: Writer) -> Asked:
+    speaking = [_speaking(train, speakers, source, config) for source in (0, 1)]
+    return generation.requests_for(train, speaking, config.n_generated, writer)
+
+
+class _Direction(NamedTuple):
+    kept: Insertions
+    counts: dict[str, Any]
+    trace: pd.DataFrame
+
+
+def _offline(
     train: TwoDomainData, vectors: np.ndarray, speakers: list[np.ndarray], source: int, config: AugmentConfig
-) -> tuple[Insertions, dict[str, Any]]:
-    """Generate and filter from domain ``source`` to the other (eq. 4-6); rows are those of ``train``."""
-    own, other = speakers[source], speakers[1 - source]
-    if config.directions == "minority":
-        own = own[_dominant(train, source)[train.user[own]]]
-    proposals = GENERATORS[config.generator]().propose(train, own, vectors, source, config.n_generated)
-    user, item = proposals.user, proposals.item
+) -> Proposed:
+    own = _speaking(train, speakers, source, config)
+    found = OfflineGenerator().propose(train, own, vectors, source, config.n_generated)
+    nothing = np.full(len(found.item), "", object)
+    return Proposed(found.user, found.item, nothing, pd.DataFrame(dict.fromkeys(prompts.FIELDS, nothing)))
+
+
+def _one_direction(
+    train: TwoDomainData,
+    vectors: np.ndarray,
+    speakers: list[np.ndarray],
+    source: int,
+    config: AugmentConfig,
+    proposed: Proposed,
+) -> _Direction:
+    """Score and filter what was proposed from domain ``source`` to the other (eq. 5, 6)."""
+    own, other = _speaking(train, speakers, source, config), speakers[1 - source]
+    live = np.flatnonzero(proposed.fate == "")
+    user, item = proposed.user[live], proposed.item[live]
     nearest, source_score = best_match(vectors, item, user, train.item[own], train.user[own])
-    kept, counts = np.ones(len(item), bool), {"generated": len(item)}
+    _, target_score = best_match(vectors, item, user, train.item[other], train.user[other])
+    unknown = np.isneginf(target_score)
+    target_score[unknown] = _likeness_to_catalogue(train, vectors, item[unknown], 1 - source)
+    rank = rank_within(user, source_score)
+    n_items = int((proposed.item >= 0).sum())  # a failed request and a record without text have none
+    kept, counts = np.ones(len(item), bool), dict[str, Any](generated=n_items)
     if config.filter:
-        _, target_score = best_match(vectors, item, user, train.item[other], train.user[other])
-        # Without a history in the target domain an item need only be like something that exists: these exist.
-        target_score[np.isneginf(target_score)] = 1
         tau = resolve_tau(config.tau, vectors[(train.item_domain != source) & ~train.virtual], config.seed)
-        kept, counts = _filtered(user, source_score, target_score, config.k, tau)
+        kept = keep_relevant(user, source_score, target_score, config.k, tau)
+        above, share = int((target_score >= tau).sum()), float(kept.sum() / max(n_items, 1))
+        counts |= {"tau": tau, "above_tau": above, "share_kept": share}
     counts["kept"] = int(kept.sum())
+    fate = proposed.fate.copy()
+    fate[live] = np.where(kept, "kept", np.where(rank > config.k, "rank", "tau"))
     kept[kept] = injected(counts["kept"], config.injection_ratio, config.seed)
-    return Insertions(item[kept], own[nearest[kept]], source_score[kept]), counts
+    fate[live[(fate[live] == "kept") & ~kept]] = "not injected"
+    scores = {"source_score": source_score, "target_score": target_score, "rank": rank}
+    if config.generator == "llm":
+        counts["fates"] = dict(sorted(Counter(fate.tolist()).items()))
+    return _Direction(
+        Insertions(item[kept], own[nearest[kept]], source_score[kept]),
+        {f"{key}_{way_of(train, source)}": value for key, value in counts.items()},
+        _trace(train, source, proposed, fate, live, scores),
+    )
 
 
-def _filtered(
-    user: np.ndarray, source_score: np.ndarray, target_score: np.ndarray, k: int, tau: float
-) -> tuple[np.ndarray, dict[str, Any]]:
-    kept = keep_relevant(user, source_score, target_score, k, tau)
-    n, above = len(kept), int((target_score >= tau).sum())
-    return kept, {"generated": n, "tau": tau, "above_tau": above, "share_kept": float(kept.sum() / max(n, 1))}
+def _likeness_to_catalogue(train: TwoDomainData, vectors: np.ndarray, item: np.ndarray, domain: int) -> np.ndarray:
+    """``[P]`` cosine to the nearest real item of the domain, for users who have none of it to compare with.
+
+    They need only be like something that exists; what exists itself has 1.
+    """
+    found, place = np.unique(item, return_inverse=True)
+    score = np.ones(len(found), np.float32)
+    real = items_with_vector(train, vectors, domain)
+    score[train.virtual[found]] = nearest_items(vectors[found[train.virtual[found]]], vectors[real])[1]
+    return score[place]
+
+
+def _trace(
+    train: TwoDomainData,
+    source: int,
+    proposed: Proposed,
+    fate: np.ndarray,
+    live: np.ndarray,
+    scores: Mapping[str, np.ndarray],
+) -> pd.DataFrame:
+    """A row per proposal; ``_tell_place`` fills in where it stands."""
+    frame = proposed.fields.assign(
+        user=train.users[proposed.user],
+        source=train.domains[source],
+        target=train.domains[1 - source],
+        item=np.where(proposed.item >= 0, train.items[proposed.item], ""),
+        source_score=np.nan,
+        target_score=np.nan,
+        rank=0,
+        fate=fate,
+        after="",
+        place=0,
+    )
+    for name, values in scores.items():
+        column = frame[name].to_numpy().copy()
+        column[live] = values
+        frame[name] = column
+    return frame[list(TRACE_COLUMNS)]
+
+
+def _tell_place(trace: pd.DataFrame, data: TwoDomainData, row: np.ndarray) -> None:
+    """Write into ``trace`` after which item, and which raw row of the user's (from 1), each kept proposal stands."""
+    kept = (trace["fate"] == "kept").to_numpy()
+    trace.loc[kept, "after"] = data.items[data.item[row]]
+    trace.loc[kept, "place"] = row - data.offsets[data.user[row]] + 1
+
+
+def write_trace(trace: pd.DataFrame, path: Path) -> None:
+    """Write one JSON object per row and line, with the values that say something; scores with six decimals."""
+    names = list(trace)
+    lines = []
+    for row in trace.itertuples(index=False, name=None):
+        told = {name: value for name, value in zip(names, row, strict=True) if _is_told(value)}
+        rounded = {name: round(value, 6) if isinstance(value, float) else value for name, value in told.items()}
+        lines.append(json.dumps(rounded, ensure_ascii=False) + "\n")
+    write_text(path, "".join(lines))
+
+
+def _is_told(value: Any) -> bool:
+    """Whether it is neither NaN nor ``""`` nor a whole number 0, which is no rank and no place."""
+    return value == value and value != "" and not (isinstance(value, int) and value == 0)
+
+
+def read_trace(path: Path, user: str | None = None) -> pd.DataFrame:
+    """Rows that ``write_trace`` wrote, of one user if named.
+
+    Raises: DataError with the line that is not a JSON object.
+    """
+    rows = []
+    for number, line in enumerate(read_bytes(path).splitlines(), 1):
+        try:
+            row = dict(json.loads(line))
+        except (ValueError, TypeError) as error:
+            raise DataError(f"{path}, line {number}: no row of a trace ({error}); run the stage again") from error
+        if user is None or row.get("user") == user:
+            rows.append(row)
+    trace = pd.DataFrame(rows, columns=list(TRACE_COLUMNS))
+    numbers = {"source_score": np.nan, "target_score": np.nan, "rank": 0, "place": 0}
+    filled = trace.fillna({name: numbers.get(name, "") for name in TRACE_COLUMNS if numbers.get(name) is not np.nan})
+    return filled.astype({"source_score": float, "target_score": float, "rank": int, "place": int})
+
+
+# ---- the filter --------------------------------------------------------------------------------------------------
 
 
 def _dominant(train: TwoDomainData, domain: int) -> np.ndarray:
@@ -252,11 +434,19 @@ def keep_relevant(
 
     Returns: ``[P]`` bool.
     """
-    order = np.lexsort((-source_score, user))
+    return (rank_within(user, source_score) <= k) & (target_score >= tau)
+
+
+def rank_within(user: np.ndarray, score: np.ndarray) -> np.ndarray:
+    """``[P]`` place of each score among its user's, from 1 for the highest; equal ones in the order given."""
+    order = np.lexsort((-score, user))
     sorted_user = user[order]
-    ranked = np.zeros(len(user), bool)
-    ranked[order] = np.arange(len(user)) - np.searchsorted(sorted_user, sorted_user) < k
-    return ranked & (target_score >= tau)
+    rank = np.empty(len(user), np.int64)
+    rank[order] = np.arange(len(user)) - np.searchsorted(sorted_user, sorted_user) + 1
+    return rank
+
+
+# ---- insertion ---------------------------------------------------------------------------------------------------
 
 
 def injected(n: int, ratio: float, seed: int) -> np.ndarray:
@@ -303,6 +493,19 @@ def insert_after_source(data: TwoDomainData, insertions: Insertions) -> TwoDomai
     )
 
 
+def _without_unused(data: TwoDomainData) -> TwoDomainData:
+    """Without the virtual items that nobody was given."""
+    kept = ~data.virtual | (np.bincount(data.item, minlength=len(data.items)) > 0)
+    return replace(
+        data,
+        items=data.items[kept],
+        item_domain=data.item_domain[kept],
+        item_fields=data.item_fields[kept].reset_index(drop=True),
+        virtual=data.virtual[kept],
+        item=(np.cumsum(kept) - 1)[data.item],
+    )
+
+
 def _summary(train: TwoDomainData, augmented: TwoDomainData) -> dict[str, Any]:
     inserted = augmented.user[augmented.generated]
     return {
@@ -317,49 +520,3 @@ def _summary(train: TwoDomainData, augmented: TwoDomainData) -> dict[str, Any]:
 def _mean_ratio(train: TwoDomainData) -> float:
     active = np.diff(train.offsets) > 0
     return float(domain_ratio(train)[active].mean()) if active.any() else 0.0
-
-
-def normalised_text(text: str) -> str:
-    """The form in which two texts are the same item: compatibility characters, case and spaces evened out."""
-    return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
-
-
-def add_virtual_items(
-    data: TwoDomainData, fields: pd.DataFrame, domain: int
-) -> tuple[TwoDomainData, np.ndarray]:
-    """Give every generated record an item: the catalogue's if the text is there, else a virtual one.
-
-    Args:
-        data: the catalogue.
-        fields: ``P`` generated records with text columns such as title and brand; missing values are allowed.
-        domain: of the generated items; catalogue items of the other domain are never matched.
-
-    Returns:
-        the data with virtual items added at the end (token: a hash of domain and text, so that the same text
-        is the same item in every run), and ``item [P]``, -1 for a record without text.
-    """
-    fields = fields.where(fields.notna(), "").astype(str)
-    texts = [normalised_text(text) for text in item_text(fields)]
-    own = np.flatnonzero(data.item_domain == domain)
-    known = {"": -1}
-    for item, text in zip(own, item_text(data.item_fields.iloc[own]), strict=True):
-        known.setdefault(normalised_text(text), int(item))
-    first: dict[str, int] = {}
-    for record, text in enumerate(texts):
-        if text not in known:
-            first.setdefault(text, record)
-    known.update({text: len(data.items) + place for place, text in enumerate(first)})
-    item = np.array([known[text] for text in texts], np.int64)
-    return _with_items(data, list(first), fields.iloc[list(first.values())], domain), item
-
-
-def _with_items(data: TwoDomainData, texts: list[str], fields: pd.DataFrame, domain: int) -> TwoDomainData:
-    keys = [f"{data.domains[domain]}\0{text}".encode() for text in texts]
-    tokens = np.array([f"edt-virtual-{hashlib.sha256(key).hexdigest()[:16]}" for key in keys], object)
-    return replace(
-        data,
-        items=np.concatenate([data.items, tokens]),
-        item_domain=np.append(data.item_domain, np.full(len(texts), domain, np.int8)),
-        item_fields=pd.concat([data.item_fields, fields], ignore_index=True).fillna(""),
-        virtual=np.append(data.virtual, np.ones(len(texts), bool)),
-    )

@@ -27,18 +27,21 @@ STAGES = {
 
         Reads   atomic_files/NAME/NAME.item
         Writes  atomic_files/NAME/NAME.itemvec.safetensors, embed.json
-        Keys    embed.embedder (wordllama), embed.vectors, embed.missing_text (zero | drop)""",
+        Keys    embed.embedder (wordllama | endpoint), embed.model, embed.dimensions, embed.base_url,
+                embed.api_key_env, embed.vectors, embed.missing_text (zero | drop)""",
     "augment": """Write items of the other domain into each user's training history (paper section 3.2).
 
         Reads   the files of prepare and embed; training interactions only
-        Writes  atomic_files/NAME-edt/NAME-edt.inter, .item, .itemvec.safetensors, augment.json
-        Keys    augment.n_clusters, augment.n_generated, augment.k, augment.tau, augment.directions,
-                augment.insertion, augment.filter, augment.injection_ratio, augment.seed""",
+        Writes  atomic_files/NAME-edt/NAME-edt.inter, .item, .itemvec.safetensors, augment_trace.jsonl, augment.json
+        Keys    augment.generator (offline | llm), augment.generated_items, augment.n_clusters,
+                augment.n_generated, augment.k, augment.tau, augment.directions, augment.insertion, augment.filter,
+                augment.injection_ratio, augment.seed, and those of the group llm""",
     "profile": """Write a profile text and its vector for each user (paper section 3.4).
 
         Reads   the files of augment; training interactions only
-        Writes  atomic_files/NAME-edt/NAME-edt.user, .uservec.safetensors, profile.json
-        Keys    profile.n_clusters, profile.pipeline, profile.n_words, profile.seed""",
+        Writes  atomic_files/NAME-edt/NAME-edt.user, .uservec.safetensors, profile_trace.jsonl, profile.json
+        Keys    profile.generator (offline | llm), profile.n_clusters, profile.pipeline, profile.n_words,
+                profile.seed, and those of the group llm""",
     "train": """Train one model and rank its test targets; continues a run that was stopped.
 
         Reads   the files of augment and profile
@@ -54,6 +57,24 @@ STAGES = {
         Reads   the run of `model` with the same settings (train it first; give the same options again)
         Writes  runs/NAME-HASH/MODEL-HASH/recommendations.csv
         Keys    model, recommend.k, recommend.seen""",
+    "inspect": """What was done to one user's data: history, prompts, answers, proposals and their fate.
+
+        Reads   the files of augment and profile, the stored answers
+        Writes  the page to read in a browser, atomic_files/NAME-edt/inspect/USER.html
+        Options --user=USER""",
+    "cache": """The stored answers: stats, export to a JSON Lines file, or prune what is not wanted any more.
+
+        Reads   atomic_files/llm_cache.sqlite, or llm.cache
+        Writes  export: the file given; prune: the cache
+        Options cache stats
+                cache export --file=FILE
+                cache prune, with some of --model=MODEL --template=NAME --older-than=DAYS --rejected""",
+    "batch": """All requests that are still to be answered, for the Batch API, at half the price within a day.
+
+        Reads   export: the files of prepare and embed; import: the result file of the Batch API
+        Writes  export: the file given, one request a line; import: the cache
+        Options batch export --file=FILE, upload it, wait, then batch import --file=RESULTS; repeat both until nothing
+                is left (prompts of a profile hold earlier answers), then run the stages: they call nobody""",
     "doctor": """Versions, known troubles, and a check of the data set; for bug reports.
 
         Reads   atomic_files/NAME/, if there is one
@@ -62,6 +83,9 @@ STAGES = {
 
 USAGE = f"""usage: python run_edt.py [STAGE] [--dataset=NAME] [--model=MODEL] [--config_files="a.yaml b.yaml"]
                           [--key=value ...]
+
+       python run_edt.py [STAGE] --dry-run          calls, tokens and cost by stage; nothing is sent or written
+       python run_edt.py [STAGE] --max-cost=5       stops before more than 5 US dollars are spent
 
 Without a stage: prepare, embed, augment, profile, then compare (or train, if --model is given).
 Without arguments: all of it on {DEFAULT_DATASET}, two domains of films from the ml-100k inside RecBole.
@@ -102,8 +126,26 @@ def run(arguments: list[str]) -> int:
         return 130
 
 
+ACTIONS = {"cache": ("stats", "export", "prune"), "batch": ("export", "import")}
+"""What stands after the name of some stages."""
+OPTIONS = {
+    "inspect": ("user",),
+    "cache export": ("file",),
+    "cache prune": ("model", "template", "older_than", "rejected"),
+    "batch export": ("file",),
+    "batch import": ("file",),
+}
+"""Arguments of one stage that are no settings."""
+FLAGS = ("dry_run", "rejected")
+"""Arguments without a value."""
+DRY = ("embed", "augment", "profile")
+"""Stages that may ask a model; without a stage, all of them."""
+SHORT = {"max_cost": "llm.max_cost"}
+"""Keys that need no group on the command line."""
+
+
 def parse(arguments: Sequence[str]) -> tuple[str | None, dict[str, str], bool]:
-    """Stage or None, ``--key=value`` pairs as text, and whether help is wanted.
+    """Stage (with its action) or None, ``--key=value`` pairs as text, and whether help is wanted.
 
     Raises: ConfigError for an unknown stage or an argument of another form.
     """
@@ -111,18 +153,29 @@ def parse(arguments: Sequence[str]) -> tuple[str | None, dict[str, str], bool]:
     for argument in arguments:
         if argument in ("-h", "--help"):
             wants_help = True
-        elif argument.startswith("--") and "=" in argument:
+        elif argument.startswith("--") and ("=" in argument or _plain_name(argument[2:]) in FLAGS):
             key, _, value = argument[2:].partition("=")
-            values[key] = value
+            values[_plain_name(key)] = value if "=" in argument else "true"
         elif argument.startswith("-"):
             raise ConfigError(f"{argument}: expected --key=value")
         elif stage is None and argument in STAGES:
             stage = argument
+        elif stage in ACTIONS and argument in ACTIONS[stage]:
+            stage = f"{stage} {argument}"
+        elif stage in ACTIONS:
+            raise ConfigError(f"unknown action '{argument}' of {stage} (there are {', '.join(ACTIONS[stage])})")
         else:
             near = difflib.get_close_matches(argument, STAGES, n=1)
             hint = f"did you mean '{near[0]}'?" if near else f"stages are {', '.join(STAGES)}"
             raise ConfigError(f"unknown stage '{argument}' ({hint})")
     return stage, values, wants_help
+
+
+def _plain_name(key: str) -> str:
+    """The key as the configuration has it: ``max-cost`` is ``llm.max_cost``."""
+    known = {*FLAGS, *SHORT, *(one for several in OPTIONS.values() for one in several)}
+    name = key.replace("-", "_")
+    return SHORT.get(name, name) if name in known else key
 
 
 def help_text(stage: str | None) -> str:
@@ -131,13 +184,14 @@ def help_text(stage: str | None) -> str:
         width = max(map(len, STAGES)) + 2
         lines = [f"  {name:<{width}}{text.splitlines()[0]}" for name, text in STAGES.items()]
         return USAGE.format(stages="\n".join(lines))
-    first, _, rest = STAGES[stage].partition("\n")
+    first, _, rest = STAGES[stage.partition(" ")[0]].partition("\n")
     return f"python run_edt.py {stage} [--key=value ...]\n\n{first}\n{textwrap.dedent(rest)}"
 
 
 def _run_stage(stage: str | None, values: dict[str, str], command: str) -> int:
-    from recbole_edt import config, doctor, pipeline
+    from recbole_edt import asking, config, doctor, pipeline
 
+    options = _options(stage, values)
     dataset = values.pop("dataset", DEFAULT_DATASET)
     files = [Path(name) for name in values.pop("config_files", "").split()]
     overrides = {key: _typed(key, value) for key, value in values.items()}
@@ -147,11 +201,32 @@ def _run_stage(stage: str | None, values: dict[str, str], command: str) -> int:
     last = stage or ("train" if "model" in overrides else "compare")
     for model in {"train": (settings.model,), "compare": settings.models}.get(last, ()):
         config.check_model(settings, model)  # now, rather than after the models before it
-    if stage is None:
+    if "dry_run" in options:
+        asking.dry_run(settings, stage, print)
+    elif stage in asking.STAGES:
+        asking.STAGES[stage](settings, print, **options)
+    elif stage is None:
         pipeline.run_all(settings, last, print)
     else:
         pipeline.STAGES[stage](settings, print)
     return 0
+
+
+def _options(stage: str | None, values: dict[str, str]) -> dict[str, Any]:
+    """Takes the arguments that are no settings out of ``values``.
+
+    Raises: ConfigError if the stage does not know one, needs one, or lacks its action.
+    """
+    if stage in ACTIONS:
+        raise ConfigError(f"{stage}: say what to do: {', '.join(f'{stage} {one}' for one in ACTIONS[stage])}")
+    if "dry_run" in values and stage not in (None, *DRY):
+        raise ConfigError(f"{stage} asks nothing, so --dry-run has no meaning; it goes with {', '.join(DRY)}")
+    names = ["dry_run", *OPTIONS.get(stage or "", ())]
+    options: dict[str, Any] = {name: values.pop(name) for name in names if name in values}
+    needed = [name for name in ("user", "file") if name in names and not options.get(name)]
+    if needed:
+        raise ConfigError(f"{stage} needs --{needed[0]}={needed[0].upper()}")
+    return options
 
 
 def _typed(key: str, value: str) -> Any:

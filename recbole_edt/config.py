@@ -1,7 +1,7 @@
 """YAML files and command-line values to checked settings, and RecBole's ``Config`` without its traps.
 
-RecBole's keys keep their names; ours stand in groups (``prepare``, ``embed``, ``augment``, ``profile``) or beside
-RecBole's, and every key that nobody knows is an error that names the nearest right one.
+RecBole's keys keep their names; ours stand in groups (``prepare``, ``embed``, ``augment``, ``profile``, ``llm``) or
+beside RecBole's, and every key that nobody knows is an error that names the nearest right one.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import difflib
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +20,10 @@ from recbole.utils import ModelType, argument_list, get_model
 
 from recbole_edt import compat
 from recbole_edt.augment import AugmentConfig
-from recbole_edt.embeddings import EMBEDDERS
-from recbole_edt.errors import ConfigError
+from recbole_edt.embeddings import EMBEDDERS, ENDPOINT
+from recbole_edt.errors import ConfigError, choice_faults
 from recbole_edt.evaluation import METRICS
+from recbole_edt.llm import LLMConfig
 from recbole_edt.profiles import ProfileConfig
 
 # Keys of EDTDataset, for RecBole's comparison of cached data sets.
@@ -118,21 +119,34 @@ class EmbedConfig:
     """Item texts to vectors (method, section 2)."""
 
     embedder: str = "wordllama"
-    """``wordllama``: static token vectors, 256 numbers, offline."""
+    """``wordllama``: static token vectors, 256 numbers, offline; ``endpoint``: a model behind an API."""
+    model: str | None = None
+    """Name of the endpoint's embedding model; needed for ``endpoint``."""
+    dimensions: int | None = None
+    """Length of the endpoint's vectors, for models that offer several; none is the model's own."""
+    base_url: str | None = None
+    """The endpoint; none is ``llm.base_url``."""
+    api_key_env: str | None = None
+    """Environment variable with the key; none is ``llm.api_key_env``."""
     vectors: str | None = None
     """Path of your own vectors instead: RecBole's ``.itememb`` text, or a ``.safetensors`` table of this library."""
     missing_text: str = "zero"
     """Items without text or vector: ``zero`` keeps them with a zero vector, ``drop`` removes them and their rows."""
 
     def faults(self) -> list[str]:
-        found = []
-        if self.embedder not in list(EMBEDDERS):
-            found.append(f"embedder: {self.embedder!r} is not one of {', '.join(EMBEDDERS)}")
-        if self.missing_text not in ("zero", "drop"):
-            found.append(f"missing_text: {self.missing_text!r} is not one of zero, drop")
+        found = choice_faults(self, {"embedder": (*EMBEDDERS, ENDPOINT), "missing_text": ("zero", "drop")})
         if not isinstance(self.vectors, str | None):
             found.append(f"vectors: {self.vectors!r} is not the path of a file")
-        return found
+        if self.embedder == ENDPOINT and not (isinstance(self.model, str) and self.model):
+            found.append(f"model: {self.model!r}; the embedder 'endpoint' needs the name of an embedding model")
+        if self.dimensions is not None and (not _is_whole(self.dimensions) or self.dimensions < 1):
+            found.append(f"dimensions: {self.dimensions!r} is not a whole number of at least 1")
+        return found + self._endpoint_faults()
+
+    def _endpoint_faults(self) -> list[str]:
+        """What the group ``llm`` says about keys that mean the same there."""
+        given = {key: value for key in ("base_url", "api_key_env") if (value := getattr(self, key)) is not None}
+        return LLMConfig(**given).faults()
 
 
 @dataclass(frozen=True)
@@ -158,6 +172,7 @@ GROUPS: dict[str, type] = {
     "embed": EmbedConfig,
     "augment": AugmentConfig,
     "profile": ProfileConfig,
+    "llm": LLMConfig,
     "recommend": RecommendConfig,
 }
 
@@ -186,6 +201,7 @@ class Settings:
     embed: EmbedConfig = EmbedConfig()
     augment: AugmentConfig = AugmentConfig()
     profile: ProfileConfig = ProfileConfig()
+    llm: LLMConfig = LLMConfig()
     recommend: RecommendConfig = RecommendConfig()
     recbole: dict[str, Any] = field(default_factory=dict)
     """RecBole's own keys and the models' hyper-parameters, for every model alike."""
@@ -201,6 +217,12 @@ class Settings:
     def augmented(self) -> str:
         """Name of the augmented data set."""
         return f"{self.dataset}-edt"
+
+    @property
+    def embedding(self) -> LLMConfig:
+        """How the embedding endpoint is asked: as the LLM, but for what the group ``embed`` says."""
+        own = {"base_url": self.embed.base_url, "api_key_env": self.embed.api_key_env}
+        return replace(self.llm, model=self.embed.model, **{key: one for key, one in own.items() if one is not None})
 
 
 OWN = {f.name for f in fields(Settings)} - {"recbole", "command"}
@@ -339,6 +361,7 @@ def _settings(values: dict[str, Any], origin: Mapping[str, str]) -> Settings:
         else:
             kwargs["recbole"][key] = value
     _check_own(kwargs, fault)
+    _check_generators(kwargs, fault)
     _check_models(kwargs, fault)
     examples = _examples([*kwargs["models"], kwargs.get("model"), "LLMEDT"])
     _check_values("", kwargs["recbole"], examples, fault)
@@ -363,6 +386,20 @@ def _group(name: str, cls: type, value: Any, fault: Fault) -> Any:
     for message in group.faults():
         fault(f"{name}.{message.partition(':')[0]}", f"{name}.{message}")
     return group
+
+
+def _check_generators(kwargs: Mapping[str, Any], fault: Fault) -> None:
+    """Whether groups say enough for what other groups want."""
+    groups = {name: kwargs.get(name) or cls() for name, cls in GROUPS.items()}
+    asks = [name for name in ("augment", "profile") if groups[name].generator == "llm"]
+    if asks and not groups["llm"].model:
+        fault("llm", f"llm.model: {asks[0]}.generator is 'llm', which needs the name of a model")
+    if "augment" in asks and groups["embed"].vectors and groups["embed"].embedder != ENDPOINT:
+        fault(
+            "embed.vectors",
+            "embed.vectors: items that an LLM writes need vectors of the same model as yours; name it with "
+            "embed.embedder: endpoint and embed.model, or leave your vectors out",
+        )
 
 
 def _unknown(key: Any, known: Iterable[str]) -> str:

@@ -19,19 +19,27 @@ from tokenizers import Tokenizer
 from tqdm import tqdm
 
 from recbole_edt.atomic import TwoDomainData, read_table
-from recbole_edt.errors import DataError
+from recbole_edt.errors import DataError, LLMError
 from recbole_edt.files import write_safely
 
 TEXT_TEMPLATE_VERSION = 1
 TEXT_COLUMNS = (("title", "name"), ("brand",), ("category", "categories", "class"), ("description",))
 """Parts of an item's text in order; of each group the first column that has something to say."""
+MAX_CHARACTERS = 8000
+"""Longest text sent to an endpoint: common models refuse more than 8,191 tokens, and hardly any text has a token for
+less than one character."""
 
 
 class Embedder(Protocol):
     """What turns texts into vectors; an empty text must give a zero vector."""
 
-    name: str
-    dim: int
+    @property
+    def name(self) -> str:
+        """Of the model."""
+
+    @property
+    def dim(self) -> int:
+        """Length of a vector."""
 
     def embed(self, texts: Sequence[str]) -> np.ndarray:
         """Raw (not normalised) float32 vectors ``[n, dim]``."""
@@ -98,7 +106,56 @@ class WordLlama:
         return vectors
 
 
+class EmbeddingClient(Protocol):
+    """What asks an endpoint for vectors; ``llm.Client`` does."""
+
+    def embed(self, texts: Sequence[str], desc: str, dimensions: int | None = None) -> np.ndarray:
+        """``[n, D]`` float32; zeros for an empty text, NaN in the rows that could not be had."""
+
+
+class EndpointEmbedder:
+    """Vectors from an OpenAI-compatible endpoint; each distinct text is paid for once, whatever happens.
+
+    Attributes:
+        name: of the model.
+        dim: length of the vectors; 0 until the first have come, unless it was chosen.
+        failed: texts so far that got zeros because no vector could be had.
+    """
+
+    def __init__(self, client: EmbeddingClient, model: str, dimensions: int | None = None) -> None:
+        self.name, self.dim = model, dimensions or 0
+        self.failed: set[str] = set()
+        self._client, self._dimensions = client, dimensions
+
+    def embed(self, texts: Sequence[str]) -> np.ndarray:
+        """``[n, D]`` float32; zeros for an empty text, and for one whose vector could not be had.
+
+        Raises: LLMError for what stops a run, such as a wrong key, or if not one vector came.
+        """
+        asked = self.shortened(texts)
+        if not any(asked):
+            return np.zeros((len(texts), self.dim), np.float32)
+        vectors = self._client.embed(asked, "vectors", self._dimensions)
+        missing = np.isnan(vectors).any(axis=1)
+        if missing.all() or not vectors.shape[1]:
+            raise LLMError(
+                f"embed.model: {self.name} gave no vector for any of {len(texts)} texts; "
+                "check the name of the model, and that it is one that embeds texts"
+            )
+        self.failed |= {text for text, is_missing in zip(texts, missing, strict=True) if is_missing}
+        self.dim = vectors.shape[1]
+        return np.where(missing[:, None], 0, vectors).astype(np.float32)
+
+    @staticmethod
+    def shortened(texts: Sequence[str]) -> list[str]:
+        """What is sent of each text."""
+        return [text[:MAX_CHARACTERS] for text in texts]
+
+
 EMBEDDERS = {"wordllama": WordLlama}
+"""Embedders that need no endpoint, by name."""
+ENDPOINT = "endpoint"
+"""The name of the embedder that needs one."""
 
 
 def _package_folder(name: str) -> Path:
@@ -252,21 +309,22 @@ def embed_texts(
     Args:
         tokens: ``[n]`` distinct keys.
         texts: ``[n]``; an empty one gets a zero vector and counts as without text.
-        embedder: see ``EMBEDDERS``.
+        embedder: an ``EndpointEmbedder``, or one of ``EMBEDDERS``.
         path: where the table goes.
         kind: "item" or "user", kept in ``meta`` with the counts.
     """
     rows, distinct = pd.factorize(np.asarray(texts, dtype=object))
+    vectors = embedder.embed(list(distinct))
     meta = {
         "kind": kind,
         "model": embedder.name,
-        "dim": embedder.dim,
+        "dim": vectors.shape[1],
         "template_version": TEXT_TEMPLATE_VERSION,
         "n": len(tokens),
         "n_distinct_texts": len(distinct),
         "n_without_text": sum(not text for text in texts),
     }
-    EmbeddingTable(tokens, rows.astype(np.int32), embedder.embed(list(distinct)), meta).save(path)
+    EmbeddingTable(tokens, rows.astype(np.int32), vectors, meta).save(path)
     return EmbeddingTable.load(path)
 
 

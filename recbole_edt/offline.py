@@ -76,9 +76,9 @@ class OfflineGenerator:
         """
         source = np.flatnonzero(train.item_domain == source_domain)
         target = np.flatnonzero((train.item_domain != source_domain) & ~train.virtual)
-        history = _user_item_matrix(train, np.arange(len(train.user)))
+        history = user_item_matrix(train, np.arange(len(train.user)))
         users = np.unique(train.user[representatives])
-        spoken = _user_item_matrix(train, representatives)[users][:, source]
+        spoken = user_item_matrix(train, representatives)[users][:, source]
         wanted = spoken @ _with_neighbours(vectors[source])
         together = _together(history[:, source], history[:, target])
         owned = history[users][:, target]
@@ -92,8 +92,8 @@ class OfflineGenerator:
         return Proposals(*map(np.concatenate, columns))
 
 
-def _user_item_matrix(train: TwoDomainData, rows: np.ndarray) -> sp.csr_matrix:
-    """``[U, N]`` with 1 where the user has the item."""
+def user_item_matrix(train: TwoDomainData, rows: np.ndarray) -> sp.csr_matrix:
+    """``[U, N]`` with 1 where the user has the item in one of these rows."""
     shape = (len(train.users), len(train.items))
     matrix = sp.csr_matrix((np.ones(len(rows), np.float32), (train.user[rows], train.item[rows])), shape)
     matrix.sum_duplicates()

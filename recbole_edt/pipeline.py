@@ -12,12 +12,14 @@ import json
 import logging
 import re
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import torch
 import yaml
@@ -31,6 +33,7 @@ from recbole_edt import atomic, augment, embeddings, profiles, raw, report, spli
 from recbole_edt.baselines import SEQUENCE_ROWS, sequence_trained
 from recbole_edt.candidates import CandidateTable
 from recbole_edt.config import RUN_DEFAULTS, Settings, model_values, recbole_config
+from recbole_edt.costs import Usage, dollars
 from recbole_edt.dataset import EDTDataset, SequenceLoader, artefacts_hash, eval_loader, rows_for
 from recbole_edt.errors import DataError
 from recbole_edt.evaluation import RankCollector, RankEvaluator, read_ranks, standard_groups, write_ranks
@@ -48,8 +51,11 @@ from recbole_edt.model import LLMEDT
 from recbole_edt.recommend import load as load_run
 from recbole_edt.split import catalogue_hash
 from recbole_edt.trainer import trainer_class
+from recbole_edt.writer import LiveWriter, embedder_identity, llm_identity
 
 Say = Callable[[str], None]
+Opener = Callable[[Settings, Say], LiveWriter]
+"""What gives a stage its access to a language model and to an embedder; only entered if there is work to do."""
 
 # ---- files to augmented files ------------------------------------------------------------------------------------
 
@@ -74,42 +80,48 @@ def read(settings: Settings) -> atomic.TwoDomainData:
     return atomic.read(settings.folder, settings.dataset, settings.domains, settings.k_core)
 
 
-def embed(settings: Settings, say: Say) -> None:
+def embed(settings: Settings, say: Say, opened: Opener = LiveWriter) -> None:
     """One vector per distinct item text, or the user's own vectors."""
-    data, path, own = read(settings), _vectors(settings), settings.embed.vectors
-    embedder = embeddings.EMBEDDERS[settings.embed.embedder]
-    source = Path(own) if own else [embedder.name, embeddings.TEXT_TEMPLATE_VERSION]
+    data, path, own = read(settings), item_vectors(settings), settings.embed.vectors
+    source = Path(own) if own else embedder_identity(settings)
     inputs = sha256_of(list(data.items), embeddings.item_text(data.item_fields), source)
     manifest = settings.folder / "embed.json"
-    if not is_current(manifest, inputs, [path]):
-        if own:
-            table = embeddings.import_vectors(Path(own), data.items, path)
-        else:
-            table = embeddings.embed_items(data, embedder(), path)
-        write_manifest(manifest, "embed", inputs, asdict(settings.embed), table.meta, [path])
+    if not _is_done(manifest, inputs, [path], settings):
+        with opened(settings, say) as writer:
+            if own:
+                table = embeddings.import_vectors(Path(own), data.items, path)
+            else:
+                table = embeddings.embed_items(data, writer, path)
+            counts = writer.counted(table.meta)
+        write_manifest(manifest, "embed", inputs, asdict(settings.embed), counts, [path])
     meta = embeddings.EmbeddingTable.load(path).meta
     policy = {"zero": "zero vectors", "drop": "dropped"}[settings.embed.missing_text]
     say(
         f"embedded {meta['n']} items, {meta['n_distinct_texts']} distinct, with {meta['model']}; "
         f"{meta['n_without_text']} without text or vector ({policy})"
     )
+    _say_asked(manifest, "embed", len(data.users), say)
 
 
-def augment_data(settings: Settings, say: Say) -> None:
+def augment_data(settings: Settings, say: Say, opened: Opener = LiveWriter) -> None:
     """Generated items of the other domain, filtered and inserted: the augmented atomic files and their vectors."""
-    table = embeddings.EmbeddingTable.load(_vectors(settings))
-    data = _with_text(settings, table)
-    folder, name = _augmented_folder(settings), settings.augmented
-    outputs = _augmented_files(settings)
-    inputs = sha256_of(_content_hash(data), _vectors(settings), asdict(settings.augment), recbole_edt.__version__)
+    table = embeddings.EmbeddingTable.load(item_vectors(settings))
+    data = with_text(settings, table)
+    folder, name = augmented_folder(settings), settings.augmented
+    outputs = [*_augmented_files(settings), folder / TRACE["augment"]]
+    inputs = _inputs(settings, data, item_vectors(settings), settings.augment)
     manifest = folder / "augment.json"
-    if not is_current(manifest, inputs, outputs):
-        augmented, counts = augment.augment(data, table, settings.augment)
-        atomic.write(augmented, folder, name)
-        _save_vectors(augmented, table, settings)
-        write_manifest(manifest, "augment", inputs, asdict(settings.augment), counts, outputs)
+    if not _is_done(manifest, inputs, outputs, settings):
+        with opened(settings, say) as writer:
+            done = augment.augment(data, table, settings.augment, writer)
+            atomic.write(done.data, folder, name)
+            add_vectors(done.data, table, writer).save(augmented_vectors(settings))
+            augment.write_trace(done.trace, outputs[-1])
+            counts = writer.counted(done.counts)
+        write_manifest(manifest, "augment", inputs, _shown(settings, settings.augment), counts, outputs)
     for line in _augmentation(read_json(manifest)["counts"], data.domains):
         say(line)
+    _say_asked(manifest, "augment", len(data.users), say)
 
 
 def _augmentation(counts: Mapping[str, Any], domains: tuple[str, str]) -> Iterator[str]:
@@ -124,7 +136,8 @@ def _augmentation(counts: Mapping[str, Any], domains: tuple[str, str]) -> Iterat
             continue
         above, kept, tau = (counts[f"{key}_{way}"] for key in ("above_tau", "kept", "tau"))
         share = counts[f"share_kept_{way}"]
-        yield f"{proposed}, {above} above tau {tau:.3f}, {kept} of them kept by rank too ({share:.1%})"
+        kept_of = f"{kept} of them kept by rank too ({share:.1%})"
+        yield f"{proposed}, {above} above tau {tau:.3f}, {kept_of}{_unfit(counts, way)}"
         if not 0.01 <= above / max(counts[f"generated_{way}"], 1) <= 0.9:
             yield "note: tau lets hardly anything pass there, or nearly everything; see augment.tau"
     if counts["inserted"]:
@@ -136,28 +149,97 @@ def _augmentation(counts: Mapping[str, Any], domains: tuple[str, str]) -> Iterat
         yield "augmented: nothing inserted"
 
 
-def profile(settings: Settings, say: Say) -> None:
+def _unfit(counts: Mapping[str, Any], way: str) -> str:
+    """How many proposals never came to the filter, and why; an LLM may repeat itself, or what the user has."""
+    fates = counts.get(f"fates_{way}", {})
+    found = [f"{n} {fate}" for fate, n in fates.items() if fate not in ("kept", "rank", "tau", *counts["failed"])]
+    return f"; not considered: {', '.join(found)}" if found else ""
+
+
+def profile(settings: Settings, say: Say, opened: Opener = LiveWriter) -> None:
     """A text per user from the augmented training rows, and its vector."""
-    folder, name = _augmented_folder(settings), settings.augmented
-    path, users = folder / f"{name}.uservec.safetensors", folder / f"{name}.user"
-    data = _read_augmented(settings)
-    table = embeddings.EmbeddingTable.load(_item_vectors(settings))
-    inputs = sha256_of(
-        _content_hash(data), _item_vectors(settings), asdict(settings.profile), recbole_edt.__version__
-    )
+    folder, name = augmented_folder(settings), settings.augmented
+    path, users, trace = folder / f"{name}.uservec.safetensors", folder / f"{name}.user", folder / TRACE["profile"]
+    data = read_augmented(settings)
+    table = embeddings.EmbeddingTable.load(augmented_vectors(settings))
+    inputs = _inputs(settings, data, augmented_vectors(settings), settings.profile)
     manifest = folder / "profile.json"
-    if not is_current(manifest, inputs, [path, users]):
-        texts, has_profile = profiles.profile_users(split.training_rows(data), table, settings.profile)
-        profiles.write_user_file(data.users, texts, users)
-        embedder = embeddings.EMBEDDERS[settings.embed.embedder]()
-        profiles.embed_profiles(data.users, texts, has_profile, embedder, path)
-        counts = {"users": len(texts), "profiles": int(has_profile.sum())}
-        write_manifest(manifest, "profile", inputs, asdict(settings.profile), counts, [path, users])
+    if not _is_done(manifest, inputs, [path, users, trace], settings):
+        with opened(settings, say) as writer:
+            done = profiles.profile_users(split.training_rows(data), table, settings.profile, writer)
+            profiles.write_user_file(data.users, done.texts, users)
+            profiles.embed_profiles(data.users, done.texts, done.has_profile, writer, path)
+            augment.write_trace(done.trace, trace)
+            counts = writer.counted(done.counts)
+        shown = _shown(settings, settings.profile)
+        write_manifest(manifest, "profile", inputs, shown, counts, [path, users, trace])
     counts = read_json(manifest)["counts"]
     say(f"profiles: {counts['profiles']} of {counts['users']} users")
+    _say_asked(manifest, "profile", len(data.users), say)
 
 
-def _with_text(settings: Settings, table: embeddings.EmbeddingTable) -> atomic.TwoDomainData:
+TRACE = {"augment": "augment_trace.jsonl", "profile": "profile_trace.jsonl"}
+"""What became of each proposal and of each user, by stage; files beside the augmented data."""
+
+
+def _is_done(manifest: Path, inputs: str, outputs: Sequence[Path], settings: Settings) -> bool:
+    """Whether a stage has nothing left to do: inputs and outputs as they were, and no request that failed.
+
+    Failed requests are asked again, except in a replay, which repeats what was.
+    """
+    if not is_current(manifest, inputs, outputs):
+        return False
+    return settings.llm.replay or not read_json(manifest)["counts"].get("failed")
+
+
+def _say_asked(manifest: Path, stage: str, n_users: int, say: Say) -> None:
+    """What the stage's answers were, and cost, whenever that was paid; nothing for an offline stage."""
+    counts = read_json(manifest)["counts"]
+    if counts.get("failed"):
+        kinds = ", ".join(f"{n} {kind}" for kind, n in counts["failed"].items())
+        say(f"{stage}: {sum(counts['failed'].values())} failed ({kinds}); the same command asks for those again")
+    for name, used in counts.get("used", {}).items():
+        say(f"{stage}, {WORDS[name]}: {_usage_line(used, n_users, _paper_usd(stage, name))}")
+
+
+WORDS = {"chat": "answers", "vectors": "vectors"}
+"""What each kind of client gives."""
+PAPER_USD = {"embed": 0.00009, "augment": 0.000194, "profile": 0.000477}
+"""What the paper paid per user for vectors of items, for generation and for profiles."""
+
+
+def _usage_line(used: Mapping[str, Any], n_users: int, paper: float | None) -> str:
+    tokens = f"{used['calls']:,}, {used['prompt_tokens']:,} tokens in, {used['completion_tokens']:,} out"
+    if used["cost_usd"] is None:
+        return f"{tokens}; price not known (see llm.prices)"
+    per_user = f"{dollars(used['cost_usd'])}, {dollars(used['cost_usd'] / n_users)} per user"
+    return f"{tokens}; {per_user}" + (f" (paper: {dollars(paper)})" if paper else "")
+
+
+def _paper_usd(stage: str, kind: str) -> float | None:
+    """The paper counts the vectors of items alone, and answers of generation and of profiles."""
+    return PAPER_USD[stage] if (stage == "embed") == (kind == "vectors") else None
+
+
+def _inputs(settings: Settings, data: atomic.TwoDomainData, vectors: Path, group: Any) -> str:
+    """Hash of what a stage's files depend on; ``group`` is its configuration."""
+    return sha256_of(
+        _content_hash(data),
+        vectors,
+        asdict(group),
+        recbole_edt.__version__,
+        embedder_identity(settings),
+        llm_identity(settings) if group.generator == "llm" else [],
+    )
+
+
+def _shown(settings: Settings, group: Any) -> dict[str, Any]:
+    """A stage's configuration, with that of the LLM if it is asked."""
+    return {**asdict(group), **({"llm": llm_identity(settings)} if group.generator == "llm" else {})}
+
+
+def with_text(settings: Settings, table: embeddings.EmbeddingTable) -> atomic.TwoDomainData:
+    """The raw data set, without the items that ``embed.missing_text`` drops."""
     data = read(settings)
     if settings.embed.missing_text == "zero":
         return data
@@ -165,8 +247,9 @@ def _with_text(settings: Settings, table: embeddings.EmbeddingTable) -> atomic.T
     return atomic.drop_items(data, without) if without.any() else data
 
 
-def _read_augmented(settings: Settings) -> atomic.TwoDomainData:
-    path = _augmented_folder(settings) / f"{settings.augmented}.inter"
+def read_augmented(settings: Settings) -> atomic.TwoDomainData:
+    """The augmented data set, as its stage wrote it."""
+    path = augmented_folder(settings) / f"{settings.augmented}.inter"
     if not path.is_file():
         raise DataError(f"{path} does not exist: run the stage augment first (--dataset={settings.dataset})")
     manifest = path.parent / "augment.json"
@@ -175,14 +258,26 @@ def _read_augmented(settings: Settings) -> atomic.TwoDomainData:
     return atomic.read(path.parent, settings.augmented, settings.domains)
 
 
-def _save_vectors(data: atomic.TwoDomainData, table: embeddings.EmbeddingTable, settings: Settings) -> None:
-    """The vectors of the augmented catalogue: those we have, and new ones for virtual items."""
-    path = _item_vectors(settings)
+def add_vectors(
+    data: atomic.TwoDomainData, table: embeddings.EmbeddingTable, embedder: embeddings.Embedder
+) -> embeddings.EmbeddingTable:
+    """Vectors of the augmented catalogue: those of ``table``, and new ones for virtual items.
+
+    Raises: DataError if the embedder's vectors have another length than those of ``table``.
+    """
+    rows = np.zeros(len(data.items), np.int32)
+    rows[~data.virtual] = table.rows[table.find(data.items[~data.virtual])]
     if not data.virtual.any():
-        kept = dataclasses.replace(table, tokens=data.items, rows=table.rows[table.find(data.items)])
-        kept.save(path)
-        return
-    embeddings.embed_items(data, embeddings.EMBEDDERS[settings.embed.embedder](), path)
+        return dataclasses.replace(table, tokens=data.items, rows=rows)
+    new = embedder.embed(embeddings.item_text(data.item_fields[data.virtual]))
+    if new.shape[1] != table.dim:
+        raise DataError(
+            f"the items' vectors have {table.dim} numbers, those of {embedder.name} have {new.shape[1]}; "
+            "use vectors of one model for both"
+        )
+    rows[data.virtual] = len(table.vectors) + np.arange(len(new))
+    meta = {**table.meta, "n": len(data.items), "n_virtual": len(new)}
+    return dataclasses.replace(table, tokens=data.items, rows=rows, vectors=np.vstack([table.vectors, new]), meta=meta)
 
 
 def _content_hash(data: atomic.TwoDomainData) -> str:
@@ -198,21 +293,24 @@ def _content_hash(data: atomic.TwoDomainData) -> str:
     )
 
 
-def _vectors(settings: Settings) -> Path:
+def item_vectors(settings: Settings) -> Path:
+    """The items' vectors as the stage embed made them."""
     return settings.folder / f"{settings.dataset}.itemvec.safetensors"
 
 
-def _augmented_folder(settings: Settings) -> Path:
+def augmented_folder(settings: Settings) -> Path:
+    """The augmented data set's atomic files."""
     return settings.data_path / settings.augmented
 
 
 def _augmented_files(settings: Settings) -> list[Path]:
-    folder, name = _augmented_folder(settings), settings.augmented
-    return [folder / f"{name}.inter", folder / f"{name}.item", _item_vectors(settings)]
+    folder, name = augmented_folder(settings), settings.augmented
+    return [folder / f"{name}.inter", folder / f"{name}.item", augmented_vectors(settings)]
 
 
-def _item_vectors(settings: Settings) -> Path:
-    return _augmented_folder(settings) / f"{settings.augmented}.itemvec.safetensors"
+def augmented_vectors(settings: Settings) -> Path:
+    """The same with those of written items."""
+    return augmented_folder(settings) / f"{settings.augmented}.itemvec.safetensors"
 
 
 # ---- one model ---------------------------------------------------------------------------------------------------
@@ -237,7 +335,7 @@ class Experiment:
 
 def open_experiment(settings: Settings) -> Experiment:
     """Load the augmented data set, fix split and candidates, and name the run directory after them."""
-    data = _read_augmented(settings)
+    data = read_augmented(settings)
     split_hash = split.split_hash(data, split.leave_one_out(data))
     seed = int(settings.recbole.get("seed", RUN_DEFAULTS["seed"]))
     key = sha256_of(split_hash, catalogue_hash(data), settings.candidates, seed)
@@ -478,7 +576,7 @@ def train(settings: Settings, say: Say) -> None:
     """Train the model named by ``model`` and print its metrics."""
     experiment = open_experiment(settings)
     result = train_model(experiment, settings.model)
-    report.print_table([result], title_of(experiment), offline_note(settings))
+    report.print_table([result], title_of(experiment), llm_note(settings))
     say(f"run directory: {run_directory(experiment, settings.model)}")
 
 
@@ -486,7 +584,7 @@ def compare(settings: Settings, say: Say) -> None:
     """Train all of ``models`` and report on them."""
     experiment = open_experiment(settings)
     results = [train_model(experiment, name) for name in settings.models]
-    title, note = title_of(experiment), offline_note(settings)
+    title, note = title_of(experiment), llm_note(settings)
     report.print_table(results, title, note)
     folder = experiment.folder
     report.write_metrics(results, folder)
@@ -531,20 +629,46 @@ def title_of(experiment: Experiment) -> str:
 
 
 def _data_section(settings: Settings) -> str:
-    """The data card and what augmentation did, for the report."""
-    manifest = _augmented_folder(settings) / "augment.json"
-    counts = read_json(manifest)["counts"] if manifest.is_file() else {}  # augmented by someone else's program
+    """The data card, what augmentation did, and what an LLM was asked, for the report."""
+    counts = {key: value for key, value in _counts(settings)["augment"].items() if not isinstance(value, Mapping)}
     rows = {**raw.card(read(settings)), **counts}
     lines = [f"| {key.replace('_', ' ')} | {raw.number(value)} |" for key, value in rows.items()]
-    return "\n".join(["", "## Data and augmentation", "", "| figure | value |", "|---|---|", *lines, ""])
+    heading = ["", "## Data and augmentation", "", "| figure | value |", "|---|---|"]
+    return "\n".join([*heading, *lines, *_llm_lines(settings), ""])
 
 
-def offline_note(settings: Settings) -> str:
-    """Which parts ran without a language model."""
-    return (
-        "offline: no LLM was called; items proposed by co-occurrence, profiles made of telling words, "
-        f"texts embedded by {settings.embed.vectors or settings.embed.embedder}"
-    )
+def _llm_lines(settings: Settings) -> list[str]:
+    """Lines of Markdown: calls, tokens and cost of each stage that asked a model, beside the paper's."""
+    n_users = len(read(settings).users)
+    lines = []
+    for stage, counts in _counts(settings).items():
+        for name, used in counts.get("used", {}).items():
+            lines.append(f"- {stage}, {WORDS[name]}: {_usage_line(used, n_users, _paper_usd(stage, name))}")
+        if counts.get("failed"):
+            lines.append(f"- {stage}, failed: {raw.listed(counts['failed'])}")
+    return ["", "## Asked of models", "", *lines] if lines else []
+
+
+def _counts(settings: Settings) -> dict[str, dict[str, Any]]:
+    """The counts of the stages before training; empty where someone else's program made the files."""
+    return {stage: manifest.get("counts", {}) for stage, manifest in _manifests(settings).items()}
+
+
+def _manifests(settings: Settings) -> dict[str, dict[str, Any]]:
+    folders = {"embed": settings.folder, "augment": augmented_folder(settings), "profile": augmented_folder(settings)}
+    paths = {stage: folder / f"{stage}.json" for stage, folder in folders.items()}
+    return {stage: read_json(path) if path.is_file() else {} for stage, path in paths.items()}
+
+
+def llm_note(settings: Settings) -> str:
+    """Which parts a language model did, and which ran without one."""
+    made = {stage: manifest.get("config", {}) for stage, manifest in _manifests(settings).items()}
+    models = {stage: config["llm"]["model"] for stage, config in made.items() if "llm" in config}
+    items = f"items written by {models['augment']}" if "augment" in models else "items proposed by co-occurrence"
+    texts = f"profiles by {models['profile']}" if "profile" in models else "profiles made of telling words"
+    embedder = settings.embed.vectors or settings.embed.model or settings.embed.embedder
+    parts = f"{items}, {texts}, texts embedded by {embedder}"
+    return f"LLM: {parts}" if models else f"offline: no LLM was called; {parts}"
 
 
 STAGES: dict[str, Callable[[Settings, Say], Any]] = {
@@ -560,5 +684,8 @@ STAGES: dict[str, Callable[[Settings, Say], Any]] = {
 
 def run_all(settings: Settings, last: str, say: Say) -> None:
     """The stages up to profile, and then ``last``: ``train`` or ``compare``."""
-    for stage in ("prepare", "embed", "augment", "profile", last):
-        STAGES[stage](settings, say)
+    prepare(settings, say)
+    opened = partial(LiveWriter, spent=Usage())
+    for stage in (embed, augment_data, profile):
+        stage(settings, say, opened)
+    STAGES[last](settings, say)

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from local_llm import local_llm  # noqa: F401  (a fixture)
 
 WORDS = {
     "food": ["tea", "honey", "coffee", "pasta", "rice", "olive", "pepper", "sugar", "bean", "soup"],

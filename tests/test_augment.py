@@ -1,7 +1,6 @@
 from dataclasses import replace
 
 import numpy as np
-import pandas as pd
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
@@ -12,7 +11,6 @@ from recbole_edt.atomic import keep_rows
 from recbole_edt.augment import (
     AugmentConfig,
     Insertions,
-    add_virtual_items,
     augment,
     best_match,
     injected,
@@ -35,7 +33,8 @@ def data_of(histories):
 
 
 def augmented(data, config=OPEN, vectors=VECTORS):
-    return augment(data, table_of(data, vectors), config)
+    """Data and counts."""
+    return augment(data, table_of(data, vectors), config)[:2]
 
 
 def inserted(data):
@@ -50,9 +49,7 @@ class TestConfig:
     def test_a_cosine_or_a_quantile_is_a_tau(self, tau):
         AugmentConfig(tau=tau).validate()
 
-    @pytest.mark.parametrize(
-        "tau", [1.01, -2, float("nan"), "0.9", "q1.5", "q-1", "q", "qx", True, None, "q0.1\n"]
-    )
+    @pytest.mark.parametrize("tau", [1.01, -2, float("nan"), "0.9", "q1.5", "q-1", "q", "qx", True, None, "q0.1\n"])
     def test_anything_else_is_not(self, tau):
         with pytest.raises(ConfigError, match="augment.tau"):
             AugmentConfig(tau=tau).validate()
@@ -163,9 +160,7 @@ class TestInsertAfterSource:
     def insert(self, row, item, score, rows=("f1 k1 f2", "k2 f1")):
         data = dataset(rows, items=["k9", "f9", "k8"])
         index = {token: place for place, token in enumerate(data.items)}
-        insertions = Insertions(
-            np.array([index[token] for token in item], int), np.array(row), np.array(score)
-        )
+        insertions = Insertions(np.array([index[token] for token in item], int), np.array(row), np.array(score))
         return insert_after_source(data, insertions)
 
     def test_an_item_stands_right_after_its_source_and_carries_its_time(self):
@@ -175,10 +170,7 @@ class TestInsertAfterSource:
         assert result.offsets.tolist() == [0, 4, 7]
 
     def test_several_after_the_same_source_stand_best_first_then_by_catalogue(self):
-        assert (
-            sequences(self.insert([0, 0, 0], ["k9", "k8", "f9"], [0.5, 0.5, 0.9]))[0]
-            == "f1 *f9 *k8 *k9 k1 f2"
-        )
+        assert sequences(self.insert([0, 0, 0], ["k9", "k8", "f9"], [0.5, 0.5, 0.9]))[0] == "f1 *f9 *k8 *k9 k1 f2"
 
     def test_nothing_inserted_changes_nothing(self):
         result = self.insert(np.zeros(0, int), [], np.zeros(0))
@@ -247,8 +239,7 @@ class TestAugment:
         assert counts["users_with_inserted"] == len(np.unique(data.user[data.generated]))
         assert counts["inserted_per_user"] == counts["inserted"] / 5
         assert (
-            counts["share_kept_food_to_kitchen"]
-            == counts["kept_food_to_kitchen"] / counts["generated_food_to_kitchen"]
+            counts["share_kept_food_to_kitchen"] == counts["kept_food_to_kitchen"] / counts["generated_food_to_kitchen"]
         )
         assert counts["above_tau_food_to_kitchen"] == counts["generated_food_to_kitchen"]
         # training: ff, fkk, fkk, fkk, fk before; u0 receives two kitchen items
@@ -358,45 +349,3 @@ class TestPromises:
     def test_the_same_seed_gives_the_same_data(self):
         data = data_of([["f1", "k2", "f3", "k1", "f2"], ["f1", "k1", "k3", "f4"], ["f3", "k3", "f1", "k2"]])
         assert sequences(augmented(data)[0]) == sequences(augmented(data)[0])
-
-
-class TestVirtualItems:
-    data = dataset(["f1 k1 k2"], titles={"f1": "Green Tea", "k1": "Tea Pot", "k2": "Pan"})
-
-    def add(self, *titles, domain=1):
-        return add_virtual_items(self.data, pd.DataFrame({"title": titles}), domain)
-
-    def test_a_text_of_the_catalogue_is_that_item_whatever_its_case_and_spaces(self):
-        data, item = self.add("tea  POT", "Pan", "pan ")
-        assert item.tolist() == [1, 2, 2]
-        assert len(data.items) == 3
-
-    def test_another_text_becomes_one_virtual_item_however_often_it_comes(self):
-        data, item = self.add("Kettle", "Wok", "kettle")
-        assert item.tolist() == [3, 4, 3]
-        assert data.virtual.tolist() == [False] * 3 + [True] * 2
-        assert data.item_domain.tolist() == [0, 1, 1, 1, 1]
-        assert data.item_fields["title"].tolist() == ["Green Tea", "Tea Pot", "Pan", "Kettle", "Wok"]
-        assert data.items[3].startswith("edt-virtual-") and data.items[3] != data.items[4]
-
-    def test_a_text_of_the_other_domain_is_a_virtual_item(self):
-        data, item = self.add("Green Tea")
-        assert item.tolist() == [3] and data.virtual[3]
-
-    def test_its_token_depends_on_text_and_domain_alone(self):
-        token = self.add("Kettle")[0].items[3]
-        assert self.add("Wok", " KETTLE")[0].items[4] == token
-        assert self.add("Kettle", domain=0)[0].items[3] != token
-
-    def test_a_record_without_text_is_no_item(self):
-        data, item = self.add("", " ", "Wok")
-        assert item.tolist() == [-1, -1, 3]
-
-    def test_columns_may_differ_and_values_may_miss(self):
-        fields = pd.DataFrame({"title": ["Kettle", None], "brand": [None, "Acme"]})
-        data, item = add_virtual_items(self.data, fields, 1)
-        assert item.tolist() == [3, 4]
-        assert data.item_fields.to_dict("list") == {
-            "title": ["Green Tea", "Tea Pot", "Pan", "Kettle", ""],
-            "brand": ["", "", "", "", "Acme"],
-        }

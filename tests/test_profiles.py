@@ -1,11 +1,15 @@
+import re
+import tempfile
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from toy import LetterEmbedder, dataset, table_of
+from toy import LetterEmbedder, ScriptedWriter, dataset, table_of
 
+from recbole_edt import profiles
 from recbole_edt.atomic import read_table
 from recbole_edt.embeddings import EmbeddingTable
 from recbole_edt.errors import ConfigError, DataError
@@ -14,11 +18,14 @@ from recbole_edt.profiles import (
     ProfileConfig,
     analyze,
     embed_profiles,
+    profile_requests,
     profile_users,
     reform,
     summarize,
+    user_groups,
     write_user_file,
 )
+from recbole_edt.prompts import Group, clean
 from recbole_edt.split import TRAIN, leave_one_out, training_rows
 
 TITLES = {
@@ -37,7 +44,7 @@ def data_of(*rows):
 
 
 def profile(data, **settings):
-    return profile_users(data, table_of(data, VECTORS), ProfileConfig(**({"n_clusters": 2} | settings)))
+    return profile_users(data, table_of(data, VECTORS), ProfileConfig(**({"n_clusters": 2} | settings)))[:2]
 
 
 class TestConfig:
@@ -45,7 +52,7 @@ class TestConfig:
         ProfileConfig().validate()
 
     @pytest.mark.parametrize(
-        "fault", [{"n_clusters": 0}, {"n_words": 0}, {"seed": -1}, {"pipeline": "rsa"}, {"generator": "llm"}]
+        "fault", [{"n_clusters": 0}, {"n_words": 0}, {"seed": -1}, {"pipeline": "rsa"}, {"generator": "oracle"}]
     )
     def test_a_value_out_of_range_is_named(self, fault):
         with pytest.raises(ConfigError, match=f"profile.{next(iter(fault))}: "):
@@ -62,9 +69,7 @@ class TestReform:
     def test_bins_of_a_fifth_are_closed_below(self, n_a, n_b, place):
         assert reform(n_a, n_b, ("food", "kitchen")) == BALANCE[place].format(major="food", minor="kitchen")
         if n_a != n_b:
-            assert reform(n_b, n_a, ("food", "kitchen")) == BALANCE[place].format(
-                major="kitchen", minor="food"
-            )
+            assert reform(n_b, n_a, ("food", "kitchen")) == BALANCE[place].format(major="kitchen", minor="food")
 
     def test_there_are_five_descriptions_and_at_most_ten_texts(self):
         assert len(set(BALANCE)) == 5
@@ -139,10 +144,8 @@ class TestProfileUsers:
     def test_items_without_text_leave_the_balance(self):
         data = dataset(["f1 k1"], titles={"f1": "", "k1": ""})
         table = table_of(data, np.zeros((2, 2)))
-        assert profile_users(data, table, ProfileConfig())[0] == [
-            BALANCE[0].format(major="food", minor="kitchen")
-        ]
-        texts, has_profile = profile_users(data, table, ProfileConfig(pipeline="plain"))
+        assert profile_users(data, table, ProfileConfig())[0] == [BALANCE[0].format(major="food", minor="kitchen")]
+        texts, has_profile = profile_users(data, table, ProfileConfig(pipeline="plain"))[:2]
         assert texts == [""] and not has_profile.any()
 
     def test_an_item_without_a_vector_is_an_error(self):
@@ -169,6 +172,247 @@ class TestProfileUsers:
 def _without_last(data):
     table = table_of(data, VECTORS)
     return replace(table, tokens=table.tokens[:-1], rows=table.rows[:-1])
+
+
+class TestUserGroups:
+    groups = np.array([0, 0, 1, 0, 0, 1])  # f1 with f2, k1 with k2
+
+    def told(self, *rows, texts=None):
+        data = data_of(*rows)
+        found = user_groups(data, self.groups, texts or [TITLES[item] for item in data.items])
+        return {user: [(each.domain, each.size, list(each.items)) for each in own] for user, own in found.items()}
+
+    def test_domain_a_comes_first_and_the_largest_group_of_each_in_time_order(self):
+        assert self.told("k1 f3 f2 k3 f1", "k3") == {
+            0: [(0, 2, ["black tea", "green tea"]), (0, 1, ["rye bread"]), (1, 1, ["iron pan"]), (1, 1, ["kettle"])],
+            1: [(1, 1, ["kettle"])],
+        }
+
+    def test_an_item_met_again_stands_where_it_was_met_last(self):
+        assert self.told("f1 f2 f1") == {0: [(0, 2, ["black tea", "green tea"])]}
+
+    def test_the_latest_items_of_a_large_group_are_told(self, monkeypatch):
+        monkeypatch.setattr(profiles, "MAX_GROUP_ITEMS", 1)
+        assert self.told("f1 f2 k2") == {0: [(0, 2, ["black tea"]), (1, 1, ["steel pan"])]}
+
+    def test_items_without_group_or_text_are_left_out(self):
+        data = data_of("f1 f2 k1", "f1")
+        found = user_groups(data, np.array([-1, 0, 0, 0, 0, 0]), ["a", "b", "c", "", "e", "f"])
+        assert {user: [each.items for each in own] for user, own in found.items()} == {0: [["b"]]}
+
+    def test_many_groups_take_several_calls_of_about_the_same_size(self, monkeypatch):
+        monkeypatch.setattr(profiles, "MAX_GROUPS", 4)
+        groups = [Group(0, 1, [str(i)]) for i in range(9)]
+        calls = profiles.calls_of({7: groups, 8: groups[:4]})
+        assert [(user, len(own)) for user, own in calls] == [(7, 3), (7, 3), (7, 3), (8, 4)]
+        assert [group for user, own in calls if user == 7 for group in own] == groups
+
+
+class TestTypicalItems:
+    def test_the_one_nearest_its_centroid_in_each_of_the_largest_clusters(self, monkeypatch):
+        monkeypatch.setattr(profiles, "N_EXAMPLES", 2)
+        data = dataset(["f1"], items=["f2", "f3", "f4", "f5", "f6", "k1"])
+        groups = np.array([2, 1, 1, 0, 0, 0, 0])
+        distance = np.array([0.1, 0.3, 0.2, 0.5, 0.4, 0.3, 0.0])
+        texts = ["one", "two", "three", "four", "five", "", "pan"]
+        assert profiles.typical_items(data, groups, distance, texts, 0) == ["five", "three"]
+        assert profiles.typical_items(data, groups, distance, texts, 1) == ["pan"]
+        assert profiles.typical_items(data, groups, distance, [""] * 7, 1) == []
+
+
+def answer(request):
+    """Summaries that name their group's first item, and a profile that names what it was told."""
+    text = request.messages[1]["content"]
+    if request.schema_name == "summarize":
+        found = re.findall(r'group_\d+, of.*?:\n- "(.*?)"', text)
+        return {key: f"likes {item}" for key, item in zip(request.schema["required"], found, strict=True)}
+    if request.schema_name == "reform":
+        return {"text": "Reformed: " + re.search(r'users: "(.*?)"', text)[1]}
+    told = re.findall(r'- "(.*?)"|spread: "(.*?)"', text)
+    return {"profile": " & ".join("".join(pair) for pair in told)}
+
+
+class TestLanguageModel:
+    rows = ("f1 f2 f3 k1", "f1 k1", "", "k1 k2 k3")
+
+    def run(self, *rows, answer=answer, folder=None, **settings):
+        data, writer = data_of(*(rows or self.rows)), ScriptedWriter(answer)
+        config = ProfileConfig(**({"generator": "llm", "n_clusters": 2} | settings))
+        return profile_users(data, table_of(data, VECTORS), config, writer), writer
+
+    def failing(self, wanted, kind="refused"):
+        return lambda request: kind if wanted in request.tag else answer(request)
+
+    def test_summaries_and_reformed_balances_make_the_profiles(self):
+        found, writer = self.run()
+        clearly, evenly = (BALANCE[place].format(major="food", minor="kitchen") for place in (2, 0))
+        only = BALANCE[4].format(major="kitchen", minor="food")
+        assert found.texts == [
+            f"likes green tea & likes rye bread & likes iron pan & Reformed: {clearly}",
+            f"likes green tea & likes iron pan & Reformed: {evenly}",
+            "",
+            f"likes iron pan & likes kettle & Reformed: {only}",
+        ]
+        assert found.has_profile.tolist() == [True, True, False, True]
+        assert writer.waves == [6, 3]  # three summaries and three balances, then three profiles
+        assert found.counts == {
+            "users": 4,
+            "profiles": 3,
+            "asked": 9,
+            "failed": {},
+            "users_not_asked": 1,
+            "users_failed": 0,
+            "reform_fallbacks": 0,
+        }
+
+    def test_a_balance_is_asked_once_however_many_users_share_it(self):
+        _, writer = self.run(*["f1 f2 k1"] * 20, *["k1"] * 20)
+        assert sum(request.schema_name == "reform" for request in writer.asked) == 2
+
+    def test_there_are_at_most_ten_balances(self):
+        rows = [" ".join(["f1"] * n + ["k1"] * (20 - n)) for n in range(21)]
+        _, writer = self.run(*rows)
+        assert sum(request.schema_name == "reform" for request in writer.asked) == 10
+
+    def test_a_balance_is_told_with_typical_items_of_both_domains(self):
+        _, writer = self.run("f1")
+        request = next(request for request in writer.asked if request.schema_name == "reform")
+        text = request.messages[1]["content"]
+        assert re.search('domain "food" has items such as:\n- "(green|black) tea"\n- "rye bread"\n', text)
+        assert re.search('domain "kitchen" has items such as:\n- "(iron|steel) pan"\n- "kettle"\n', text)
+
+    def test_inserted_rows_are_told(self):
+        found, _ = self.run("f1 *k3")
+        assert "likes kettle" in found.texts[0]
+
+    def test_a_user_whose_summary_failed_has_no_profile_and_stops_nobody(self):
+        found, writer = self.run(answer=self.failing("u0: summary"))
+        assert [bool(text) for text in found.texts] == [False, True, False, True]
+        assert found.counts["failed"] == {"refused": 1} and found.counts["users_failed"] == 1
+        assert writer.waves == [6, 2]
+
+    def test_one_failed_call_of_several_leaves_no_half_profile(self, monkeypatch):
+        monkeypatch.setattr(profiles, "MAX_GROUPS", 1)
+        calls = []
+
+        def second_fails(request):
+            calls.append(request.tag)
+            return "timeout" if calls.count("u0: summary of 1 groups") == 2 else answer(request)
+
+        found, _ = self.run("f1 f3 k1", "f1", answer=second_fails)
+        assert [bool(text) for text in found.texts] == [False, True]
+        assert found.counts["failed"] == {"timeout": 1} and found.counts["users_failed"] == 1
+
+    def test_a_failed_profile_is_counted(self):
+        found, _ = self.run(answer=self.failing("u1: profile", "cut off"))
+        assert not found.has_profile[1] and found.counts["failed"] == {"cut off": 1}
+        assert (
+            found.counts["users"]
+            == found.counts["profiles"] + found.counts["users_failed"] + found.counts["users_not_asked"]
+        )
+
+    def test_a_failed_balance_falls_back_to_the_hand_written_one(self):
+        found, _ = self.run("f1 k1", answer=self.failing("balance"))
+        assert found.texts == ["likes green tea & likes iron pan & " + BALANCE[0].format(major="food", minor="kitchen")]
+        assert found.counts["reform_fallbacks"] == 1 and found.counts["failed"] == {"refused": 1}
+
+    def test_a_text_without_a_word_is_none(self):
+        def silent(request):
+            return {key: "..." for key in request.schema["required"]}
+
+        found, writer = self.run(answer=silent)
+        assert found.texts == [""] * 4 and writer.waves == [6, 0]
+        assert found.counts["users_failed"] == 3 and found.counts["failed"] == {}
+
+    def test_the_plain_pipeline_asks_once_per_user(self):
+        found, writer = self.run(pipeline="plain")
+        assert writer.waves == [3] and {request.template for request in writer.asked} == {"plain@1"}
+        assert '- "food": "rye bread"\n- "kitchen": "iron pan"\n' in writer.asked[0].messages[1]["content"]
+        assert found.has_profile.tolist() == [True, True, False, True]
+        found, _ = self.run(pipeline="plain", answer=self.failing("u1", "empty"))
+        assert found.counts["failed"] == {"empty": 1} and found.counts["users_failed"] == 1
+
+    def test_the_plain_pipeline_tells_the_latest_items(self, monkeypatch):
+        monkeypatch.setattr(profiles, "MAX_PLAIN_ITEMS", 2)
+        _, writer = self.run("f1 k1 f3 k1", pipeline="plain")
+        assert '\n\n- "food": "rye bread"\n- "kitchen": "iron pan"\n\n' in writer.asked[0].messages[1]["content"]
+
+    def test_the_trace_tells_every_step(self):
+        found, _ = self.run("f1 f2 k1", answer=self.failing("balance"))
+        steps = found.trace[["user", "step", "domain", "items", "failure"]].to_numpy().tolist()
+        assert steps == [
+            ["u0", "summarize", "food", 2, ""],
+            ["u0", "summarize", "kitchen", 1, ""],
+            ["", "reform", "food", 0, "refused"],
+            ["u0", "analyze", "", 0, ""],
+        ]
+        assert (
+            found.trace["text"].tolist()[0] == "likes green tea" and found.trace["text"].tolist()[3] == found.texts[0]
+        )
+
+    def test_users_without_a_text_are_not_asked(self):
+        data = dataset(["f1 k1"], titles={"f1": "", "k1": ""})
+        for pipeline in ("sra", "plain"):
+            writer = ScriptedWriter(answer)
+            found = profile_users(data, table_of(data, np.eye(2)), ProfileConfig("llm", 2, pipeline), writer)
+            assert writer.asked == [] and found.counts["users_not_asked"] == 1 and not found.has_profile.any()
+
+    def test_a_language_model_is_needed(self):
+        data = data_of("f1")
+        with pytest.raises(ConfigError, match="profile.generator: 'llm' needs"):
+            profile_users(data, table_of(data, VECTORS), ProfileConfig("llm"))
+
+    def test_what_will_be_asked_first_can_be_had_without_asking(self):
+        data = data_of(*self.rows)
+        for pipeline in ("sra", "plain"):
+            _, asking = self.run(pipeline=pipeline)
+            config, writer = ProfileConfig("llm", 2, pipeline), ScriptedWriter(None)
+            requests = profile_requests(data, table_of(data, VECTORS), config, writer)
+            assert requests == asking.asked[: asking.waves[0]] and not writer.asked
+        assert profile_requests(data, table_of(data, VECTORS), ProfileConfig(), writer) == []
+
+    @settings(deadline=None, max_examples=30)
+    @given(
+        st.lists(st.lists(st.sampled_from(sorted(TITLES)), min_size=1, max_size=6), min_size=1, max_size=5),
+        st.randoms(use_true_random=False),
+        st.sampled_from(["sra", "plain"]),
+    )
+    def test_held_out_rows_change_no_prompt(self, histories, random, pipeline):
+        data = data_of(*[" ".join(history) for history in histories])
+        held_out = leave_one_out(data) != TRAIN
+        assume(held_out.any())
+        swapped = replace(data, item=data.item.copy())
+        swapped.item[held_out] = [random.randrange(len(TITLES)) for _ in range(held_out.sum())]
+        asked = []
+        for each in (data, swapped):
+            writer, train = ScriptedWriter(answer), training_rows(each)
+            profile_users(train, table_of(each, VECTORS), ProfileConfig("llm", 2, pipeline), writer)
+            asked.append(writer.asked)
+        assert asked[0] == asked[1]
+
+    @settings(deadline=None, max_examples=40)
+    @given(
+        st.lists(st.lists(st.sampled_from(sorted(TITLES)), max_size=6), min_size=1, max_size=5),
+        st.data(),
+    )
+    def test_whatever_is_answered_every_user_is_accounted_for(self, histories, draw):
+        def any_answer(request):
+            kind = draw.draw(st.sampled_from(["text", "odd", "refused", "timeout"]))
+            if kind in ("refused", "timeout"):
+                return kind
+            text = st.just("tea") if kind == "text" else st.text(min_size=1, max_size=20)
+            return {key: draw.draw(text) for key in request.schema["required"]}
+
+        found, writer = self.run(*[" ".join(history) for history in histories], answer=any_answer)
+        counts = found.counts
+        assert counts["users"] == counts["profiles"] + counts["users_failed"] + counts["users_not_asked"]
+        assert counts["asked"] == len(writer.asked) and counts["users_not_asked"] == histories.count([])
+        assert all(text == clean(text, 1500) for text in found.texts)
+        with tempfile.TemporaryDirectory() as folder:
+            write_user_file(
+                np.array([f"u{i}" for i in range(len(histories))], object), found.texts, Path(folder) / "t.user"
+            )
+            assert read_table(Path(folder) / "t.user")[0]["profile"].tolist() == found.texts
 
 
 class TestFiles:

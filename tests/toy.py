@@ -1,10 +1,14 @@
-"""Small two-domain data sets and an embedder whose vectors are known, for tests."""
+"""Small two-domain data sets, an embedder whose vectors are known and a model whose answers are, for tests."""
+
+import json
 
 import numpy as np
 import pandas as pd
 
+from recbole_edt import prompts
 from recbole_edt.atomic import TwoDomainData, offsets_of
 from recbole_edt.embeddings import EmbeddingTable
+from recbole_edt.llm import ChatAnswer
 
 
 def dataset(rows, items=(), titles=None):
@@ -63,3 +67,28 @@ class LetterEmbedder:
         return np.array([[text.count(letter) for letter in "abcd"] for text in texts], np.float32).reshape(
             -1, 4
         )
+
+
+class ScriptedWriter:
+    """A language model whose answers the test decides; it notes what it was asked."""
+
+    max_tokens = 500
+
+    def __init__(self, answer, embedder=None, folder=None):
+        """``answer(request)`` gives the value, or a text that says why there is none."""
+        self.templates = prompts.load(folder)
+        self.asked, self.waves = [], []
+        self._answer, self._embedder = answer, embedder
+
+    def ask(self, requests, desc):
+        self.asked += requests
+        self.waves.append(len(requests))
+        return [self._one(self._answer(request)) for request in requests]
+
+    def _one(self, value):
+        if isinstance(value, str):
+            return ChatAnswer(None, "", value, False, 0, 0, 0.0, 1)
+        return ChatAnswer(value, json.dumps(value), None, False, 0, 0, 0.0, 1)
+
+    def embed(self, texts):
+        return self._embedder.embed(texts)

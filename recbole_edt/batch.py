@@ -1,0 +1,156 @@
+"""Pending calls as files for OpenAI's Batch API, and its result files back into the store of answers.
+
+A batch costs half and takes up to a day. A result is matched by its ``custom_id``, which is the key of the answer;
+missing, failed and unknown lines are counted and change nothing: their calls stay pending.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from recbole_edt.answers import Answer, AnswerStore, Exported
+from recbole_edt.costs import Price, load_prices
+from recbole_edt.endpoint import CHAT, EMBEDDINGS, LLMConfig, read_chat, read_vectors
+from recbole_edt.errors import DataError
+from recbole_edt.files import write_safely
+from recbole_edt.llm import chat_answer, price_at, vector_answers
+
+MOST_REQUESTS, MOST_BYTES = 50_000, 190_000_000
+"""What one file may hold; OpenAI takes 50,000 requests and 200 MB."""
+SHARE = 0.5
+"""Part of the price that a batch costs."""
+
+_PATHS = {"chat": f"/v1{CHAT}", "embedding": f"/v1{EMBEDDINGS}"}
+_LINES = 1000  # of a result file, stored at a time
+
+
+@dataclass(frozen=True)
+class Imported:
+    """What a result file held.
+
+    Attributes:
+        answers: lines whose answer is stored now.
+        failed: lines without one, by reason; their calls stay pending.
+    """
+
+    answers: int
+    failed: Counter[str] = field(default_factory=Counter)
+
+    def __str__(self) -> str:
+        lost = ", ".join(f"{count} {reason}" for reason, count in sorted(self.failed.items()))
+        return f"{self.answers} answers imported" + (
+            f"; {self.failed.total()} lines without one: {lost}" if lost else ""
+        )
+
+
+def export(requests: Sequence[Exported], path: str | os.PathLike[str], store: AnswerStore) -> list[Path]:
+    """Write calls as Batch API input, and note in the store what was asked.
+
+    Args:
+        requests: of one kind, as ``Client.pending`` or ``Client.pending_embedding`` gives them.
+
+    Returns: the files: ``path``, or, beyond what one may hold, ``path`` with a number before its ending.
+    """
+    assert len({request.kind for request in requests}) <= 1, "a batch is of chats or of embeddings"
+    path = Path(path)
+    parts = list(_parts([_line(request) for request in requests]))
+    paths = [path] if len(parts) == 1 else [path.with_stem(f"{path.stem}-{n + 1}") for n in range(len(parts))]
+    # Noted first: a file whose requests nobody knows would be paid for nothing.
+    store.note_export(requests)
+    for one, lines in zip(paths, parts, strict=True):
+        with write_safely(one) as temporary:
+            temporary.write_bytes(b"".join(lines))
+    return paths
+
+
+def import_results(config: LLMConfig, store: AnswerStore, path: str | os.PathLike[str]) -> Imported:
+    """Store the answers of a result file, each once.
+
+    Args:
+        config: for its prices.
+
+    Raises: DataError if the file cannot be read, or holds no line of a batch.
+    """
+    prices = load_prices(config.prices)
+    failed: Counter[str] = Counter()
+    n_answers = n_lines = 0
+    try:
+        with open(path, encoding="utf-8") as file:
+            lines = (line for line in file if line.strip())
+            while part := list(islice(lines, _LINES)):
+                n_lines += len(part)
+                results = [result for line in part if (result := _result(line, failed)) is not None]
+                asked = store.exported([result["custom_id"] for result in results])
+                answers: dict[str, Answer] = {}
+                for result in results:
+                    request = asked.get(result["custom_id"])
+                    if request is None or request.key in answers:
+                        failed["unknown, or imported before"] += 1
+                        continue
+                    price = price_at(request.endpoint, request.model, prices)
+                    answer = _answer(request, result, price, failed)
+                    if answer is not None:
+                        answers[request.key] = answer
+                store.put(answers.values(), imported=True)
+                n_answers += len(answers)
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: cannot be read ({error})") from error
+    if n_lines and failed["damaged"] == n_lines:
+        raise DataError(f"{path}: no line is a result of the Batch API; give the output file of the batch")
+    return Imported(n_answers, failed)
+
+
+def _line(request: Exported) -> bytes:
+    head = {"custom_id": request.key, "method": "POST", "url": _PATHS[request.kind]}
+    return (json.dumps({**head, "body": json.loads(request.request)}) + "\n").encode()
+
+
+def _parts(lines: Sequence[bytes]) -> Iterator[list[bytes]]:
+    """The lines in as few files as their limits allow, at least one."""
+    part: list[bytes] = []
+    size = 0
+    for line in lines:
+        if len(part) == MOST_REQUESTS or (part and size + len(line) > MOST_BYTES):
+            yield part
+            part, size = [], 0
+        part.append(line)
+        size += len(line)
+    yield part
+
+
+def _result(line: str, failed: Counter[str]) -> dict[str, Any] | None:
+    """A line of a result file; None if it is none."""
+    try:
+        result = json.loads(line)
+    except (ValueError, RecursionError):
+        result = None
+    if isinstance(result, dict) and isinstance(result.get("custom_id"), str):
+        return result
+    failed["damaged"] += 1
+    return None
+
+
+def _answer(request: Exported, result: dict[str, Any], price: Price | None, failed: Counter[str]) -> Answer | None:
+    """What a line holds; None, and counted, if the call failed."""
+    response, error = result.get("response"), result.get("error")
+    status = response.get("status_code") if isinstance(response, dict) else None
+    if not isinstance(response, dict) or status != 200:
+        code = error.get("code") if isinstance(error, dict) else None
+        failed[str(code or (f"status {status}" if status else "failed"))] += 1
+        return None
+    content = json.dumps(response.get("body"))
+    try:
+        if request.kind == "chat":
+            return chat_answer(request, read_chat(content), price, SHARE)
+        vectors, usage = read_vectors(content, 1, json.loads(request.request).get("dimensions"))
+        return vector_answers([request], json.loads(request.request)["input"], vectors, usage, price, SHARE)[0]
+    except ValueError:
+        failed["garbage"] += 1
+        return None

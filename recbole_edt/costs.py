@@ -1,0 +1,162 @@
+"""What calls cost: tokens before they are sent, prices by model, and a running account."""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from recbole_edt.errors import ConfigError
+
+# Tokens of current models per token of the vocabulary at hand (32,000 tokens of Llama 2, inside wordllama), measured on
+# prompts full of product titles; and what the frame of a message and of a whole chat adds.
+_TOKEN_RATIO, _PER_MESSAGE, _PER_CHAT = 0.92, 5, 3
+_SNAPSHOT = re.compile(r"-\d{4}-\d{2}-\d{2}$")
+_MILLION = 1_000_000
+
+
+@dataclass(frozen=True)
+class Price:
+    """USD per million tokens; cached input counts as input, so that no cost is stated too low."""
+
+    input: float
+    output: float
+
+    def of(self, prompt_tokens: int, completion_tokens: int) -> float:
+        """Cost of a call in USD."""
+        return (prompt_tokens * self.input + completion_tokens * self.output) / _MILLION
+
+
+@dataclass
+class Usage:
+    """A running account of calls.
+
+    Attributes:
+        cost_usd: of the calls whose price is known.
+        unpriced: calls whose price is not known.
+        by_template: the same, by template of the prompt.
+    """
+
+    calls: int = 0
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    cost_usd: float = 0.0
+    unpriced: int = 0
+    by_template: dict[str, Usage] = field(default_factory=dict)
+
+    def add(
+        self, template: str, prompt_tokens: int, completion_tokens: int, cost_usd: float | None, calls: int = 1
+    ) -> None:
+        """Count calls, in all and under their template."""
+        accounts = [self]
+        if template:
+            accounts.append(self.by_template.setdefault(template, Usage()))
+        for account in accounts:
+            account.calls += calls
+            account.prompt_tokens += prompt_tokens
+            account.completion_tokens += completion_tokens
+            account.cost_usd += cost_usd or 0.0
+            account.unpriced += calls if cost_usd is None else 0
+
+    def __str__(self) -> str:
+        cost = "cost unknown" if self.unpriced else dollars(self.cost_usd)
+        return f"{self.calls:,} calls, {self.prompt_tokens:,} tokens in, {self.completion_tokens:,} out, {cost}"
+
+
+def dollars(amount: float) -> str:
+    """An amount with enough digits to be told from nothing: ``$12.30``, ``$0.000194``."""
+    digits = 2 if amount >= 1 or amount <= 0 else 2 - math.floor(math.log10(amount))
+    return f"${amount:,.{digits}f}"
+
+
+# ---- prices ------------------------------------------------------------------------------------------------------
+
+
+def price_of(model: str, prices: Mapping[str, Price]) -> Price | None:
+    """The price of a model, or of the model of which it is a dated snapshot; None if neither is known."""
+    return prices.get(model) or prices.get(_SNAPSHOT.sub("", model))
+
+
+def load_prices(path: str | None = None) -> dict[str, Price]:
+    """The prices that come with the library, and over them those of your own file.
+
+    Raises: ConfigError listing every fault of the file.
+    """
+    packaged = resources.files("recbole_edt").joinpath("prices.yaml").read_text(encoding="utf-8")
+    prices = _read_prices(packaged, "prices.yaml")
+    if path is not None:
+        try:
+            own = Path(path).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(f"llm.prices: {path} cannot be read ({error})") from error
+        prices |= _read_prices(own, path)
+    return prices
+
+
+def _read_prices(text: str, where: str) -> dict[str, Price]:
+    try:
+        found = yaml.safe_load(text) or {}
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{where}: not YAML ({error})") from error
+    form = "'NAME: {input: 0.2, output: 1.25}', in USD per million tokens"
+    if not isinstance(found, dict):
+        raise ConfigError(f"{where}: expected lines such as {form}")
+    faults = [f"{where}: {name}: expected {form}" for name, one in found.items() if not _is_price(one)]
+    if faults:
+        raise ConfigError("\n".join(faults))
+    return {str(name): Price(float(one["input"]), float(one.get("output", 0))) for name, one in found.items()}
+
+
+def _is_price(one: Any) -> bool:
+    if not isinstance(one, dict) or "input" not in one or set(one) - {"input", "output", "date", "source"}:
+        return False
+    numbers = [one[key] for key in ("input", "output") if key in one]
+    return all(isinstance(x, (int, float)) and not isinstance(x, bool) and 0 <= x < math.inf for x in numbers)
+
+
+# ---- tokens ------------------------------------------------------------------------------------------------------
+
+
+def estimate_chat(chats: Sequence[Sequence[Mapping[str, Any]]]) -> list[int]:
+    """About how many prompt tokens each chat will count, by its messages."""
+    counts = _count([str(message["content"]) for messages in chats for message in messages])
+    estimates, start = [], 0
+    for messages in chats:
+        tokens = sum(counts[start : start + len(messages)])
+        start += len(messages)
+        estimates.append(round(_TOKEN_RATIO * tokens) + _PER_MESSAGE * len(messages) + _PER_CHAT)
+    return estimates
+
+
+def estimate_texts(texts: Sequence[str]) -> list[int]:
+    """About how many tokens each text has, at least 1."""
+    return [max(1, round(_TOKEN_RATIO * count)) for count in _count(texts)]
+
+
+def _count(texts: Sequence[str]) -> list[int]:
+    encodings = []
+    for start in range(0, len(texts), 1024):
+        encodings += _tokenizer().encode_batch(list(texts[start : start + 1024]), add_special_tokens=False)
+    return [len(encoding.ids) for encoding in encodings]
+
+
+@functools.lru_cache(maxsize=1)
+def _tokenizer() -> Any:
+    from tokenizers import Tokenizer
+
+    spec = importlib.util.find_spec("wordllama")
+    if spec is None or not spec.submodule_search_locations:
+        raise ConfigError('counting tokens needs the vocabulary inside wordllama: pip install "wordllama>=0.3.3"')
+    folder = Path(spec.submodule_search_locations[0])
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizers" / "l2_supercat_tokenizer_config.json"))
+    tokenizer.no_padding()
+    tokenizer.no_truncation()
+    return tokenizer

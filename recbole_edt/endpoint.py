@@ -1,0 +1,437 @@
+"""Calls to an OpenAI-compatible endpoint: sent at the pace it allows, repeated while that can help, read with mistrust.
+
+A call gives what its reader made of the response, or a ``Failure``; what no repetition can help stops the run.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import math
+import os
+import random
+import re
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from email.utils import parsedate_to_datetime
+from typing import Any, TypeVar
+from urllib.parse import parse_qsl, urlsplit, urlunsplit
+
+import numpy as np
+
+from recbole_edt.errors import ConfigError, LLMError, choice_faults, whole_number_faults
+from recbole_edt.structured import short, whole_text
+
+OPENAI = "https://api.openai.com/v1"
+CHAT, EMBEDDINGS = "/chat/completions", "/embeddings"
+MODES = ("json_schema", "json_object", "text")
+LONGEST_WAIT_S = 3600.0
+"""The longest wait a server may ask for; beyond it the run stops."""
+
+_LONGEST_BACKOFF_S = 60.0
+_FEWEST_IN_A_ROW = 5
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True)
+class LLMConfig:
+    """Which endpoint is asked, how fast, and for how much money at most."""
+
+    base_url: str | None = None
+    """The endpoint, such as ``http://localhost:8000/v1``; none is OpenAI's."""
+    model: str | None = None
+    """Name of the chat model; needed where a generator is ``llm``."""
+    api_key_env: str = "OPENAI_API_KEY"
+    """Environment variable that holds the key; a server of your own may need none."""
+    temperature: float | None = 0.7
+    """Randomness of the answers, 0 to 2 (the paper: not given); none leaves it to the server."""
+    seed: int | None = 42
+    """Sent with every question, for servers that heed it; none sends none."""
+    max_tokens: int = 2000
+    """Most tokens of one answer, at least 1."""
+    concurrency: int = 16
+    """Calls in flight at a time, 1 to 1000."""
+    requests_per_minute: float | None = None
+    """Most calls per minute, above 0; none is no limit of ours."""
+    tokens_per_minute: float | None = None
+    """Most tokens per minute, prompts and answers together, above 0; none is no limit of ours."""
+    timeout_s: float = 60.0
+    """Seconds until a call is given up, however lively its connection; above 0."""
+    retries: int = 6
+    """How often a call that failed in passing (429, 5xx, time-out, cut connection) is sent again, 0 or more."""
+    structured: str = "auto"
+    """How a form is demanded: ``json_schema``, ``json_object``, ``text``, or ``auto``: the first that works."""
+    max_cost: float | None = None
+    """USD after which no call is sent any more; those in flight still count. None is no limit."""
+    prices: str | None = None
+    """A YAML file of prices (``MODEL: {input: 0.2, output: 1.25}``, USD per million tokens) over those known."""
+    replay: bool = False
+    """Whether only stored answers are used, without any network."""
+    cache: str | None = None
+    """File of stored answers; none is ``llm_cache.sqlite`` under ``data_path``."""
+    templates: str | None = None
+    """Folder with prompt templates of your own, in the place of those that come with the library."""
+
+    def faults(self) -> list[str]:
+        """What is wrong with the values, one ``key: message`` each."""
+        found = choice_faults(self, {"structured": ("auto", *MODES)})
+        found += whole_number_faults(self, {"max_tokens": 1, "concurrency": 1, "retries": 0})
+        if isinstance(self.concurrency, int) and self.concurrency > 1000:
+            found.append(f"concurrency: {self.concurrency} is more than 1000 calls at a time")
+        if self.seed is not None:
+            found += whole_number_faults(self, {"seed": 0})
+        if self.temperature is not None and not _is_number(self.temperature, 0, 2):
+            found.append(f"temperature: {self.temperature!r} is not in [0, 2]")
+        for name in ("requests_per_minute", "tokens_per_minute", "max_cost", "timeout_s"):
+            value = getattr(self, name)
+            if not (value is None and name != "timeout_s") and not (_is_number(value, 0, math.inf) and value > 0):
+                found.append(f"{name}: {value!r} is not a number above 0")
+        for name in ("model", "prices", "cache", "templates"):
+            value = getattr(self, name)
+            if value is not None and not (isinstance(value, str) and value.strip()):
+                found.append(f"{name}: {value!r} is not a text")
+        if not isinstance(self.replay, bool):
+            found.append(f"replay: {self.replay!r} is not true or false")
+        if not (isinstance(self.api_key_env, str) and re.fullmatch(r"[A-Za-z_]\w*", self.api_key_env)):
+            found.append("api_key_env: not the name of an environment variable; the key itself belongs into one")
+        return found + _url_faults(self.base_url)
+
+    def validate(self) -> None:
+        """Raises: ConfigError listing every fault."""
+        if found := self.faults():
+            raise ConfigError("\n".join(f"llm.{fault}" for fault in found))
+
+
+def _is_number(value: Any, low: float, high: float) -> bool:
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return is_number and math.isfinite(value) and low <= value <= high
+
+
+def _url_faults(url: Any) -> list[str]:
+    if url is None:
+        return []
+    try:
+        parts = urlsplit(url if isinstance(url, str) else "")
+        port_is_good = parts.port is None or parts.port > 0
+    except ValueError:
+        return [f"base_url: {url!r} is not a URL"]
+    if parts.scheme not in ("http", "https") or not parts.hostname or not port_is_good:
+        return [f"base_url: {url!r} is not a URL such as https://api.deepseek.com/v1"]
+    if parts.username or parts.password or not {name for name, _ in parse_qsl(parts.query)} <= {"api-version"}:
+        return ["base_url: holds a user, a password or a parameter; put the key into an environment variable"]
+    return []
+
+
+# ---- what is understood, and what comes back ---------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Dialect:
+    """What an endpoint and model understand.
+
+    Attributes:
+        mode: one of ``MODES``.
+        limits: whether a schema may hold limits such as ``maxLength``.
+        tokens_key: name of the parameter for the most tokens.
+        without: parameters that are refused.
+    """
+
+    mode: str = "json_schema"
+    limits: bool = True
+    tokens_key: str = "max_tokens"
+    without: tuple[str, ...] = ()
+
+    def next(self, message: str, may_change_mode: bool) -> Dialect | None:
+        """What to try after a refusal with this message; None if there is nothing left."""
+        if self.tokens_key == "max_tokens" and "max_completion_tokens" in message:
+            return replace(self, tokens_key="max_completion_tokens")
+        for name in ("temperature", "seed"):
+            if name not in self.without and re.search(rf"['\"`]{name}['\"`]", message):
+                return replace(self, without=(*self.without, name))
+        if self.mode == "json_schema" and self.limits:
+            return replace(self, limits=False)
+        later = MODES[MODES.index(self.mode) + 1 :]
+        return replace(self, mode=later[0]) if later and may_change_mode else None
+
+
+def read_chat(content: str) -> tuple[str, str | None, Mapping[str, Any]]:
+    """What the model said, why it stopped and the usage, from the body of a response.
+
+    Raises: ValueError if the body is not a chat answer.
+    """
+    body = _object(content)
+    choices = body.get("choices")
+    choice = choices[0] if isinstance(choices, list) and choices else None
+    message = choice.get("message") if isinstance(choice, dict) else None
+    if not isinstance(choice, dict) or not isinstance(message, dict):
+        raise ValueError(f"not a chat answer: {short(content)}")
+    text, reason = message.get("content"), choice.get("finish_reason")
+    if isinstance(text, list):  # parts, as some servers send them
+        text = "".join(str(part.get("text", "")) for part in text if isinstance(part, dict))
+    if not text and message.get("refusal"):
+        text, reason = message["refusal"], "refusal"
+    if not isinstance(text, str | None):
+        raise ValueError(f"the content is not a text: {short(content)}")
+    return whole_text(text or ""), None if reason is None else str(reason), _usage(body)
+
+
+def read_vectors(content: str, n_texts: int, dimensions: int | None) -> tuple[np.ndarray, Mapping[str, Any]]:
+    """``[n_texts, D]`` float32 in the order of the texts, and the usage, from the body of a response.
+
+    Raises: ValueError if a row is missing, doubled, not finite or of another length.
+    """
+    body = _object(content)
+    rows = body.get("data")
+    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+        raise ValueError(f"not an answer with vectors: {short(content)}")
+    if sorted(str(row.get("index")) for row in rows) != sorted(map(str, range(n_texts))):
+        raise ValueError(f"expected one vector for each of {n_texts} texts, found {len(rows)}")
+    try:
+        vectors = np.array([row["embedding"] for row in sorted(rows, key=lambda row: int(row["index"]))], np.float64)
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"vectors of unequal length, or not of numbers ({short(str(error))})") from None
+    if vectors.ndim != 2 or not vectors.shape[1] or not (np.abs(vectors) <= np.finfo(np.float32).max).all():
+        raise ValueError("vectors that are empty or not finite")
+    if dimensions is not None and vectors.shape[1] != dimensions:
+        raise ValueError(f"vectors of {vectors.shape[1]} numbers instead of {dimensions}")
+    return vectors.astype(np.float32), _usage(body)
+
+
+def _object(content: str) -> dict[str, Any]:
+    try:
+        body = json.loads(content)
+    except (ValueError, RecursionError):
+        raise ValueError(f"not JSON: {short(content)}") from None
+    if not isinstance(body, dict):
+        raise ValueError(f"not a JSON object: {short(content)}")
+    return body
+
+
+def _usage(body: Mapping[str, Any]) -> Mapping[str, Any]:
+    usage = body.get("usage")
+    return usage if isinstance(usage, dict) else {}
+
+
+def tokens_of(usage: Mapping[str, Any], name: str) -> int | None:
+    """A count of a usage field; None if the server gave none."""
+    count = usage.get(name)
+    return count if isinstance(count, int) and not isinstance(count, bool) and count >= 0 else None
+
+
+# ---- the way -----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A call that came to nothing.
+
+    Attributes:
+        kind: ``bad request``, ``timeout``, ``connection``, ``rate limit``, ``server`` or ``garbage``.
+        message: what the server said, or what was wrong with it.
+        retry_after_s: the wait that the server asked for.
+    """
+
+    kind: str
+    message: str
+    retry_after_s: float | None = None
+
+
+class Endpoint:
+    """An open connection; to be used inside one event loop.
+
+    Attributes:
+        in_flight: calls that were sent and have not come back.
+        closing: once true, nothing new is sent.
+    """
+
+    def __init__(self, config: LLMConfig, before_each: Callable[[], None], backoff_s: float) -> None:
+        """
+        Args:
+            before_each: called right before a call is sent; what it raises stops the call.
+            backoff_s: wait before the first repetition, doubled for each further one.
+        """
+        from aiolimiter import AsyncLimiter
+        from openai import AsyncOpenAI
+
+        # RecBole shows what every library logs, and this one logs every call.
+        for library in ("openai", "httpx", "httpx2"):
+            logging.getLogger(library).setLevel(logging.WARNING)
+        self.config, self._before_each, self._backoff_s = config, before_each, backoff_s
+        self.url = config.base_url or OPENAI
+        self._key = key_from_environment(config)
+        parts = urlsplit(self.url)
+        query = dict(parse_qsl(parts.query))
+        self._http = AsyncOpenAI(
+            base_url=urlunsplit(parts._replace(query="")),
+            api_key=self._key or "none",
+            default_query=query,
+            default_headers={"api-key": self._key} if query and self._key else {},  # as Azure wants it
+            max_retries=0,
+            timeout=config.timeout_s,
+        )
+        self._limits: list[tuple[AsyncLimiter, float | None]] = []
+        if (rate := config.requests_per_minute) is not None:
+            # About a second's worth at once: a larger bucket would let through twice the rate in its first minute.
+            self._limits.append((AsyncLimiter(max(1.0, rate / 60), max(1.0, 60 / rate)), None))
+        if (rate := config.tokens_per_minute) is not None:
+            self._limits.append((AsyncLimiter(rate / 6, 10.0), rate / 6))
+        self.in_flight, self.closing = 0, False
+        self._not_before = 0.0
+        self._in_a_row = 0
+
+    async def close(self) -> None:
+        await self._http.close()
+
+    async def send(self, path: str, request: str, read: Callable[[str], _T], n_tokens: int) -> _T | Failure:
+        """Send a call until it succeeds or its repetitions are used up.
+
+        Args:
+            request: the body as JSON.
+            read: makes a result of the response's text, or raises ValueError where it is none.
+            n_tokens: about how many tokens the call will take.
+
+        Raises: LLMError for what concerns every call alike: the key, the money, the model, a server that is down.
+        """
+        failure, body = Failure("server", ""), json.loads(request)
+        for attempt in range(self.config.retries + 1):
+            await self._clearance(n_tokens)
+            try:
+                result = read(await self._post(path, body))
+            except Exception as error:
+                failure = self._failure(error)
+            else:
+                self._in_a_row = 0
+                return result
+            if failure.kind == "bad request":
+                break
+            if attempt < self.config.retries:
+                await self._back_off(attempt, failure)
+        return failure
+
+    def hidden(self, text: str) -> str:
+        """The text without the key, should the server repeat it."""
+        return text.replace(self._key, "***") if len(self._key) >= 8 else text
+
+    def count_failure(self, failure: Failure) -> None:
+        """Note a call that failed for good.
+
+        Raises: LLMError if so many failed one after the other that the rest would too.
+        """
+        self._in_a_row += 1
+        if self._in_a_row >= max(_FEWEST_IN_A_ROW, self.config.concurrency):
+            raise LLMError(
+                f"{self.url} failed {self._in_a_row} calls in a row for good; the last: {failure.kind}, "
+                f"{failure.message}. All answers so far are stored; run the same command again to go on"
+            )
+
+    async def _post(self, path: str, body: Mapping[str, Any]) -> str:
+        self.in_flight += 1
+        try:
+            # The client's own time-out is per piece of the response, and a server may drip for ever.
+            return await asyncio.wait_for(self._http.post(path, cast_to=str, body=body), self.config.timeout_s)
+        finally:
+            self.in_flight -= 1
+
+    async def _clearance(self, n_tokens: int) -> None:
+        """Wait for a server that asked for a pause, and for a place under the limits."""
+        for limiter, most in self._limits:
+            await limiter.acquire(1 if most is None else min(n_tokens, most))
+        while (wait_s := self._not_before - time.monotonic()) > 0:
+            await asyncio.sleep(wait_s)
+        if self.closing:
+            raise asyncio.CancelledError
+        self._before_each()
+
+    async def _back_off(self, attempt: int, failure: Failure) -> None:
+        wait_s = min(_LONGEST_BACKOFF_S, self._backoff_s * 2**attempt) * random.uniform(0.75, 1.25)
+        if failure.retry_after_s is not None:
+            if failure.retry_after_s > LONGEST_WAIT_S:
+                raise LLMError(
+                    f"{self.url} asks to wait for {failure.retry_after_s / 3600:.1f} hours ({failure.message}); "
+                    "all answers so far are stored: run the same command again then"
+                )
+            wait_s = failure.retry_after_s * random.uniform(1.0, 1.05)
+        if failure.kind == "rate limit":
+            self._not_before = max(self._not_before, time.monotonic() + wait_s)  # for every call
+        else:
+            await asyncio.sleep(wait_s)
+
+    def _failure(self, error: Exception) -> Failure:
+        """What an error means for the call; raises what is no failure of the way."""
+        import openai
+
+        if isinstance(error, (asyncio.TimeoutError, openai.APITimeoutError)):
+            return Failure("timeout", f"no answer within {self.config.timeout_s:g} s")
+        if isinstance(error, openai.APIStatusError):
+            return self._status_failure(error)
+        if isinstance(error, openai.APIConnectionError):
+            return Failure("connection", self.hidden(short(str(error.__cause__ or error)) or "the connection broke"))
+        if isinstance(error, ValueError):
+            return Failure("garbage", self.hidden(str(error)))
+        raise error
+
+    def _status_failure(self, error: Any) -> Failure:
+        status, message = error.status_code, self.hidden(_message(error))
+        if error.code in ("insufficient_quota", "billing_hard_limit_reached") or status == 402:
+            raise LLMError(
+                f"{self.url}: the account has no money left ({status}: {message}); top it up and run the same command "
+                "again, all answers so far are stored"
+            ) from None
+        if status in (401, 403):
+            name = self.config.api_key_env
+            state = "was sent" if self._key else f"is missing: the environment variable {name} is empty"
+            raise LLMError(
+                f"{self.url}: the key is refused ({status}: {message}). The key from {name} {state}; "
+                "check that it belongs to this endpoint and may use this model"
+            ) from None
+        if status in (404, 405, 410, 501):
+            raise LLMError(
+                f"{self.url}: the endpoint or its model {self.config.model!r} does not exist ({status}: {message}); "
+                "check base_url, which usually ends in /v1, and the name of the model"
+            ) from None
+        if status in (408, 409, 425) or status >= 500 or status == 429:
+            wait_s = retry_after(error.response.headers)
+            limited = status in (429, 503, 529) or wait_s is not None
+            return Failure("rate limit" if limited else "server", f"{status}: {message}", wait_s)
+        return Failure("bad request", f"{status}: {message}")
+
+
+def key_from_environment(config: LLMConfig) -> str:
+    """The key; empty where a server of your own needs none.
+
+    Raises: LLMError if there is none for OpenAI, or if it cannot be sent.
+    """
+    name = config.api_key_env
+    key = os.environ.get(name, "").strip()
+    if not key and config.base_url is None:
+        raise LLMError(f"no key: put it into the environment variable {name}, or name another one in api_key_env")
+    if not key.isascii() or not key.isprintable():
+        raise LLMError(f"the environment variable {name} holds characters that no key has; copy the key again")
+    return key
+
+
+def is_loopback(url: str) -> bool:
+    """Whether a URL is on this machine, where calls cost nothing."""
+    return (urlsplit(url).hostname or "") in ("localhost", "127.0.0.1", "::1")
+
+
+def retry_after(headers: Mapping[str, str]) -> float | None:
+    """Seconds that a server asks to wait, from a number or a date; None if it does not say."""
+    value = headers.get("retry-after-ms")
+    try:
+        wait_s = float(value) / 1000 if value else float(headers.get("retry-after", ""))
+    except ValueError:
+        try:
+            wait_s = parsedate_to_datetime(headers.get("retry-after", "")).timestamp() - time.time()
+        except (TypeError, ValueError, OverflowError):
+            return None
+    return max(0.0, wait_s) if math.isfinite(wait_s) else None
+
+
+def _message(error: Any) -> str:
+    """What a server said about an error, with the parameter that it names."""
+    body = error.body if isinstance(error.body, dict) else {}
+    parameter = f" (parameter '{body['param']}')" if isinstance(body.get("param"), str) else ""
+    return short(str(body.get("message") or error.message)) + parameter

@@ -1,0 +1,425 @@
+"""What augmentation and the language model did to one user: at the terminal, and as one page of HTML.
+
+Everything shown comes from data or from a model and is never trusted: characters that would move a cursor, turn the
+direction of text or open a tag are shown, not obeyed. The page is one file that loads nothing.
+"""
+
+from __future__ import annotations
+
+import html
+import math
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import IO, Any
+
+import numpy as np
+import pandas as pd
+from rich import box
+from rich.console import Console
+from rich.panel import Panel
+from rich.table import Table
+from rich.text import Text
+
+from recbole_edt import split
+from recbole_edt.atomic import TwoDomainData, keep_rows
+from recbole_edt.augment import AugmentConfig, user_representatives
+from recbole_edt.embeddings import EmbeddingTable, item_text
+from recbole_edt.errors import DataError
+from recbole_edt.llm import ChatAnswer, ChatRequest
+from recbole_edt.prompts import FIELDS, Templates, Writer
+
+PARTS = {split.TRAIN: "training", split.VALID: "validation", split.TEST: "test"}
+INSERTED = "inserted"
+FATES = {
+    "kept": "inserted",
+    "not injected": "passed the filter, but only a share of what passes is injected",
+    "rank": "not among the k most like the user's items of the other domain",
+    "tau": "too unlike what the user has, or the catalogue, in its own domain (below tau)",
+    "duplicate": "the user was given this item already",
+    "own item": "the user has it in training, or it repeats an item of the other domain",
+    "no text": "no title with a letter or digit",
+    "no vector": "its text could not be embedded",
+}
+"""What may become of a proposal; any other word is why the request failed."""
+
+# What a terminal or a browser would obey instead of show: controls but line feed and tab, line separators, marks and
+# overrides of direction, invisible characters and tags, halves of surrogate pairs.
+_OBEYED = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u00ad\u061c\u180e\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb"
+    "\ud800-\udfff\U000e0000-\U000e007f]"
+)
+
+
+@dataclass(frozen=True)
+class Exchange:
+    """A prompt and what came back.
+
+    Attributes:
+        title: what it was about, such as ``user A1: food to kitchen``.
+        messages: ``{"role": ..., "content": ...}`` each.
+        answers: raw, in the order in which they came; the last counts.
+        failure: why nothing could be read in it; None if something could.
+    """
+
+    title: str
+    messages: Sequence[Mapping[str, str]]
+    answers: Sequence[str]
+    failure: str | None = None
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row of a user's history."""
+
+    place: int
+    """From 1, among the raw rows; an inserted row has the place of the raw row that it follows."""
+    domain: str
+    item: str
+    text: str
+    part: str
+    """One of ``PARTS``, or ``INSERTED``."""
+    speaks: bool
+    """Whether it is a representative."""
+
+
+@dataclass(frozen=True)
+class UserView:
+    """All that is shown of one user.
+
+    Attributes:
+        dataset: its name.
+        user: token.
+        domains: names of A and B.
+        rows: the history, inserted rows included.
+        trace: the user's rows of ``augment.read_trace``, with their ``text``.
+        exchanges: prompts and answers.
+        profile: ``""`` without one.
+    """
+
+    dataset: str
+    user: str
+    domains: tuple[str, str]
+    rows: Sequence[Row]
+    trace: pd.DataFrame
+    exchanges: Sequence[Exchange]
+    profile: str
+
+
+class _Recorder:
+    """A writer that passes questions on and notes them with their answers."""
+
+    def __init__(self, writer: Writer) -> None:
+        self._writer = writer
+        self.exchanges: list[Exchange] = []
+
+    @property
+    def templates(self) -> Templates:
+        return self._writer.templates
+
+    @property
+    def max_tokens(self) -> int:
+        return self._writer.max_tokens
+
+    def ask(self, requests: Sequence[ChatRequest], desc: str) -> Sequence[ChatAnswer]:
+        answers = self._writer.ask(requests, desc)
+        for request, answer in zip(requests, answers, strict=True):
+            raw = [answer.text] if answer.text else []
+            self.exchanges.append(Exchange(request.tag, request.messages, raw, answer.failure))
+        return answers
+
+    def embed(self, texts: Sequence[str]) -> np.ndarray:
+        return self._writer.embed(texts)
+
+
+def recorded(writer: Writer) -> tuple[Writer, list[Exchange]]:
+    """A writer that does as the given one does, and the list into which it notes every question and answer."""
+    recorder = _Recorder(writer)
+    return recorder, recorder.exchanges
+
+
+def rows_of(data: TwoDomainData, user: str) -> TwoDomainData:
+    """The same catalogue and users with the rows of one user only; what that user is asked stays the same.
+
+    Raises: DataError if there is no such user.
+    """
+    return keep_rows(data, data.user == _index(data, user))
+
+
+def _index(data: TwoDomainData, user: str) -> int:
+    found = np.flatnonzero(data.users == user)
+    if not len(found):
+        raise DataError(f"data set {data.name!r} has no user {user!r}; users are the ids of the .inter file")
+    return int(found[0])
+
+
+def view(
+    data: TwoDomainData,
+    augmented: TwoDomainData | None,
+    table: EmbeddingTable,
+    config: AugmentConfig,
+    trace: pd.DataFrame,
+    exchanges: Iterable[Exchange],
+    profile: str,
+    user: str,
+) -> UserView:
+    """Gather what is known of one user.
+
+    Args:
+        data: raw rows.
+        augmented: with the inserted rows; None before the stage augment.
+        table: vectors of the items of ``data``.
+        config: of the stage augment, for the representatives.
+        trace: what became of each proposal, of this user at least.
+        exchanges: prompts and answers of this user.
+        profile: ``""`` without one.
+        user: token.
+
+    Raises: DataError if there is no such user.
+    """
+    own = rows_of(data, user)
+    speak = np.zeros(len(own.user), bool)
+    for rows in user_representatives(own, table, config):
+        speak[rows] = True
+    shown = own if augmented is None else rows_of(augmented, user)
+    mine = _with_texts(trace[trace["user"] == user], data)
+    return UserView(data.name, user, data.domains, list(_history(shown, speak)), mine, list(exchanges), profile)
+
+
+def _with_texts(trace: pd.DataFrame, data: TwoDomainData) -> pd.DataFrame:
+    """With a column ``text``: what was written, and the item of the catalogue for which it stands, if any."""
+    known = dict(zip(data.items.tolist(), item_text(data.item_fields), strict=True))
+    texts = []
+    for _, row in trace.iterrows():
+        written = ". ".join(str(row[field]) for field in FIELDS if row[field])
+        texts.append(" → ".join(text for text in dict.fromkeys((written, known.get(row["item"], ""))) if text))
+    return trace.assign(text=texts)
+
+
+def _history(shown: TwoDomainData, speak: np.ndarray) -> Iterator[Row]:
+    """Rows of one user; ``speak`` says which of the raw ones are representatives."""
+    marks = split.leave_one_out(shown)
+    texts = item_text(shown.item_fields.iloc[shown.item])
+    place = 0
+    for row, (item, new) in enumerate(zip(shown.item.tolist(), shown.generated.tolist(), strict=True)):
+        place += not new
+        part = INSERTED if new else PARTS[int(marks[row])]
+        speaks = not new and bool(speak[place - 1])
+        domain = shown.domains[shown.item_domain[item]]
+        yield Row(place, domain, str(shown.items[item]), texts[row], part, speaks)
+
+
+def harmless(text: object) -> str:
+    """Text in which every character that would be obeyed stands as its escape, such as ``\\x1b`` or ``\\u202e``."""
+    return _OBEYED.sub(lambda match: match[0].encode("unicode_escape", "surrogatepass").decode("ascii"), str(text))
+
+
+def _title(view: UserView) -> str:
+    return f"User {view.user} of {view.dataset}"
+
+
+def _summary(view: UserView) -> str:
+    parts = [row.part for row in view.rows]
+    raw = len(parts) - parts.count(INSERTED)
+    asked = f", {len(view.exchanges)} prompts" if view.exchanges else ""
+    return f"{raw} rows, {parts.count(INSERTED)} inserted; {len(view.trace)} proposals{asked}"
+
+
+def _number(value: Any) -> str:
+    return "" if value is None or not math.isfinite(value) else f"{value:.3f}"
+
+
+def _directions(view: UserView) -> Iterator[tuple[str, pd.DataFrame]]:
+    """Proposals of each direction that has some, best first, those without a rank last."""
+    for source, target in (view.domains, view.domains[::-1]):
+        rows = view.trace[view.trace["source"] == source]
+        if len(rows):
+            last = rows["rank"].where(rows["rank"] > 0, np.iinfo(np.int64).max)
+            yield f"{source} to {target}", rows.iloc[np.argsort(last.to_numpy(), kind="stable")]
+
+
+# ---- terminal ----------------------------------------------------------------------------------------------------
+
+
+def print_view(view: UserView, file: IO[str] | None = None) -> None:
+    """Print for a reader at a terminal, or as plain text into a pipe."""
+    console = Console(file=file, highlight=False)
+    if not console.is_terminal:
+        console.width = 160
+    console.print(Text(harmless(_title(view)), style="bold"))
+    console.print(Text(_summary(view)), end="\n\n")
+    console.print(_history_table(view), end="\n\n")
+    for title, rows in _directions(view):
+        console.print(_proposal_table(title, rows), end="\n\n")
+    for exchange in view.exchanges:
+        _print_exchange(console, exchange)
+    console.print(Panel(Text(harmless(view.profile) or "none"), title="profile", title_align="left"))
+
+
+def _history_table(view: UserView) -> Table:
+    table = Table(title="history (* speaks for the user)", title_justify="left", box=box.SIMPLE)
+    for name in ("", "domain", "item", "text", "part"):
+        table.add_column(name, overflow="fold")
+    for row in view.rows:
+        mark = "+" if row.part == INSERTED else f"{row.place}{'*' if row.speaks else ''}"
+        style = "green" if row.part == INSERTED else "dim" if row.part != PARTS[split.TRAIN] else ""
+        table.add_row(*(Text(harmless(cell)) for cell in (mark, row.domain, row.item, row.text, row.part)), style=style)
+    return table
+
+
+def _proposal_table(title: str, rows: pd.DataFrame) -> Table:
+    table = Table(title=Text(f"proposed, {harmless(title)}"), title_justify="left", box=box.SIMPLE)
+    for name in ("rank", "item", "source score", "target score", "fate", "after"):
+        table.add_column(name, overflow="fold")
+    for _, row in rows.iterrows():
+        rank = str(row["rank"]) if row["rank"] else ""
+        after = f"row {row['place']}, {row['after']}" if row["fate"] == "kept" else ""
+        cells = (rank, row["text"], _number(row["source_score"]), _number(row["target_score"]), row["fate"], after)
+        table.add_row(*(Text(harmless(cell)) for cell in cells), style="green" if row["fate"] == "kept" else "")
+    return table
+
+
+def _print_exchange(console: Console, exchange: Exchange) -> None:
+    for message in exchange.messages:
+        title = Text(f"{harmless(exchange.title)}: {harmless(message['role'])}")
+        console.print(Panel(Text(harmless(message["content"])), title=title, title_align="left"))
+    for answer in exchange.answers or [""]:
+        outcome = f" ({harmless(exchange.failure)})" if exchange.failure else ""
+        console.print(Panel(Text(harmless(answer) or "none"), title=f"answer{outcome}", title_align="left"), end="\n\n")
+
+
+# ---- page --------------------------------------------------------------------------------------------------------
+
+_STYLE = """
+:root { color-scheme: light dark; --ink: #1c2430; --soft: #5c6675; --line: #d9dee6; --paper: #fff; --page: #f4f6f9;
+  --a: #0b6fb8; --b: #b4530a; --good: #1a7f4b; --bad: #a4343a; }
+@media (prefers-color-scheme: dark) { :root { --ink: #e4e9f0; --soft: #97a3b4; --line: #323b48; --paper: #1a212b;
+  --page: #11161d; --a: #6bb8f0; --b: #f0a264; --good: #5fcf98; --bad: #f08a8f; } }
+* { box-sizing: border-box; }
+body { margin: 0; background: var(--page); color: var(--ink); font: 16px/1.5 system-ui, sans-serif; }
+main { max-width: 70rem; margin: 0 auto; padding: 1.5rem 1rem 4rem; }
+h1 { font-size: 1.6rem; margin: 0; overflow-wrap: anywhere; }
+h2 { font-size: 1.15rem; margin: 2.2rem 0 .6rem; overflow-wrap: anywhere; }
+p.sub, .soft { color: var(--soft); margin: .2rem 0 0; }
+.card { background: var(--paper); border: 1px solid var(--line); border-radius: 8px; overflow-x: auto; }
+table { border-collapse: collapse; width: 100%; font-size: .92rem; }
+th { text-align: left; color: var(--soft); font-weight: 600; }
+th, td { padding: .4rem .7rem; border-bottom: 1px solid var(--line); vertical-align: top; }
+tr:last-child td { border-bottom: 0; }
+td { overflow-wrap: anywhere; min-width: 3.2rem; }
+td.n { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; color: var(--soft); }
+tr.inserted td, tr.kept td { background: color-mix(in srgb, var(--good) 10%, transparent); }
+tr.held td { color: var(--soft); }
+.tag { border: 1px solid currentColor; border-radius: 99px; padding: 0 .55em; font-size: .82rem; white-space: nowrap; }
+.a { color: var(--a); } .b { color: var(--b); } .good { color: var(--good); } .bad { color: var(--bad); }
+.bar { display: block; width: 5rem; height: .3rem; margin-top: .25rem; border-radius: 9px; background: var(--line); }
+.bar i { display: block; height: 100%; border-radius: 9px; background: currentColor; }
+details { border-bottom: 1px solid var(--line); padding: .5rem .8rem; }
+details:last-child { border-bottom: 0; }
+summary { cursor: pointer; overflow-wrap: anywhere; }
+pre { white-space: pre-wrap; overflow-wrap: anywhere; background: var(--page); border-radius: 6px; padding: .7rem;
+  margin: .3rem 0 .9rem; font: .85rem/1.45 ui-monospace, monospace; }
+blockquote { margin: 0; padding: 1rem 1.2rem; white-space: pre-wrap; overflow-wrap: anywhere; }
+"""
+
+
+def html_page(view: UserView) -> str:
+    """The same as one HTML file that loads nothing and runs nothing."""
+    title = _escaped(_title(view))
+    parts = [
+        f"<header><h1>{title}</h1><p class=sub>{_escaped(_summary(view))}</p></header>",
+        _section("History", _history_rows(view), "In time order. ● speaks for the user; held-out rows are pale."),
+        *(_section(f"Proposed: {name}", _proposal_rows(view, rows), _LEGEND) for name, rows in _directions(view)),
+        _section("Profile", f"<blockquote dir=auto>{_escaped(view.profile) or 'none'}</blockquote>"),
+    ]
+    if view.exchanges:
+        parts.append(_section("Prompts and answers", "".join(map(_exchange, view.exchanges))))
+    return (
+        "<!DOCTYPE html>\n<html lang=en>\n<head>\n<meta charset=utf-8>\n"
+        "<meta http-equiv=Content-Security-Policy content=\"default-src 'none'; style-src 'unsafe-inline'\">\n"
+        '<meta name=viewport content="width=device-width, initial-scale=1">\n<meta name=referrer content=no-referrer>\n'
+        f"<title>{title}</title>\n<style>{_STYLE}</style>\n</head>\n<body>\n<main>\n"
+        + "\n".join(parts)
+        + "\n</main>\n</body>\n</html>\n"
+    )
+
+
+_LEGEND = (
+    "Source score: cosine to the most similar item that speaks for the user in the other domain. Target score: the "
+    "same in the item's own domain, or to the catalogue where the user has nothing there."
+)
+
+
+def _escaped(text: object) -> str:
+    return html.escape(harmless(text), quote=True)
+
+
+def _section(title: str, body: str, note: str = "") -> str:
+    told = f"<p class=soft>{_escaped(note)}</p>\n" if note else ""
+    return f"<section>\n<h2>{_escaped(title)}</h2>\n{told}<div class=card>\n{body}\n</div>\n</section>"
+
+
+def _table(names: Sequence[str], rows: Iterable[str]) -> str:
+    head = "".join(f"<th>{_escaped(name)}</th>" for name in names)
+    return f"<table>\n<thead><tr>{head}</tr></thead>\n<tbody>\n" + "\n".join(rows) + "\n</tbody>\n</table>"
+
+
+def _domain_tag(view: UserView, domain: str) -> str:
+    colour = "a" if domain == view.domains[0] else "b"
+    return f'<span class="tag {colour}">{_escaped(domain)}</span>'
+
+
+def _history_rows(view: UserView) -> str:
+    lines = []
+    for row in view.rows:
+        kind = {INSERTED: "inserted", PARTS[split.TRAIN]: "raw"}.get(row.part, "held")
+        place = "+" if row.part == INSERTED else f"{'● ' if row.speaks else ''}{row.place}"
+        cells = [
+            f"<td class=n>{place}</td>",
+            f"<td>{_domain_tag(view, row.domain)}</td>",
+            f"<td dir=auto>{_escaped(row.text)}</td>",
+            f"<td>{_escaped(row.item)}</td>",
+            f"<td>{_escaped(row.part)}</td>",
+        ]
+        lines.append(f"<tr class={kind}>{''.join(cells)}</tr>")
+    return _table(("", "domain", "text", "item", "part"), lines)
+
+
+def _proposal_rows(view: UserView, rows: pd.DataFrame) -> str:
+    lines = []
+    for _, row in rows.iterrows():
+        kept = row["fate"] == "kept"
+        after = f"row {row['place']}: {_text_of(view, row['place'])}" if kept else ""
+        cells = [
+            f"<td class=n>{row['rank'] or ''}</td>",
+            f"<td dir=auto>{_escaped(row['text'])}</td>",
+            f"<td class=n>{_bar(row['source_score'])}</td>",
+            f"<td class=n>{_bar(row['target_score'])}</td>",
+            f'<td><span class="tag {"good" if kept else "bad"}" title="{_escaped(FATES.get(row["fate"], "failed"))}">'
+            f"{_escaped(row['fate'])}</span></td>",
+            f"<td dir=auto>{_escaped(after)}</td>",
+        ]
+        lines.append(f"<tr class={'kept' if kept else 'out'}>{''.join(cells)}</tr>")
+    return _table(("rank", "item", "source score", "target score", "fate", "stands after"), lines)
+
+
+def _text_of(view: UserView, place: int) -> str:
+    """Text of the raw row with this place."""
+    return next((row.text for row in view.rows if row.place == place and row.part != INSERTED), "")
+
+
+def _bar(score: Any) -> str:
+    number = _number(score)
+    width = f"{100 * min(max(score, 0), 1):.0f}" if number else "0"
+    return f"{number}<span class=bar><i style='width:{width}%'></i></span>" if number else ""
+
+
+def _exchange(exchange: Exchange) -> str:
+    outcome = f' <span class="tag bad">{_escaped(exchange.failure)}</span>' if exchange.failure else ""
+    prompt = "".join(
+        f"<p class=soft>{_escaped(message['role'])}</p><pre dir=auto>{_escaped(message['content'])}</pre>"
+        for message in exchange.messages
+    )
+    answers = "".join(f"<p class=soft>answer</p><pre dir=auto>{_escaped(answer)}</pre>" for answer in exchange.answers)
+    none = "" if exchange.answers else "<p class=soft>no answer</p>"
+    return f"<details><summary>{_escaped(exchange.title)}{outcome}</summary>{prompt}{answers}{none}</details>"

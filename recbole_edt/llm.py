@@ -1,0 +1,685 @@
+"""Questions to a language model and texts to an embedding model, each paid for once.
+
+Whatever comes back is stored before it is judged, and never asked for again; what cannot be had fails alone, so that a
+stage only sees values that fit their schema, and the kinds of its failures.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections import Counter
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+import numpy as np
+
+from recbole_edt import costs, structured
+from recbole_edt.answers import Answer, AnswerStore, Exported, Stored
+from recbole_edt.costs import Price, Usage
+from recbole_edt.endpoint import (
+    CHAT,
+    EMBEDDINGS,
+    OPENAI,
+    Dialect,
+    Failure,
+    LLMConfig,
+    is_loopback,
+    read_chat,
+    read_vectors,
+    tokens_of,
+)
+from recbole_edt.errors import ConfigError, LLMError
+from recbole_edt.session import Session, run
+from recbole_edt.structured import Problem, short
+
+MOST_REASKS = 2
+TEXTS_PER_CALL = 64
+
+_QUOTED_ANSWER = 2000  # characters of a rejected answer that are shown to the model again
+_RECORDS, _FEWEST_RECORDS = 200, 5  # stored answers that an estimate is calibrated by
+_ROUNDS = 3  # of asking for vectors whose length differs from that of the rest
+
+
+@dataclass(frozen=True)
+class ChatRequest:
+    """One question.
+
+    Attributes:
+        messages: ``{"role": ..., "content": ...}`` each.
+        schema: JSON schema that the answer must fit.
+        schema_name: a word for it.
+        template: name and version of the template, such as ``generate@1``; part of the key.
+        max_tokens: most tokens of the answer.
+        tag: what it is about, for people: ``user A1: food to kitchen``; not part of the key.
+    """
+
+    messages: tuple[Mapping[str, str], ...]
+    schema: Mapping[str, Any]
+    schema_name: str
+    template: str
+    max_tokens: int
+    tag: str = ""
+
+
+@dataclass(frozen=True)
+class ChatAnswer:
+    """What came of a question.
+
+    Attributes:
+        value: fits the schema; None if there was a failure.
+        text: what the model said last, as it came.
+        failure: ``refused``, ``empty``, ``cut off``, ``not JSON``, ``schema`` (the model); ``bad request``,
+            ``timeout``, ``connection``, ``rate limit``, ``server``, ``garbage`` (the way); None if there was none.
+        from_cache: whether nothing was sent for it.
+        prompt_tokens, completion_tokens, cost_usd: of all its asks, whenever they were paid; a cost is None where the
+            price is not known.
+        n_asks: answers that it took.
+    """
+
+    value: Any
+    text: str
+    failure: str | None
+    from_cache: bool
+    prompt_tokens: int
+    completion_tokens: int
+    cost_usd: float | None
+    n_asks: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What would be sent.
+
+    Attributes:
+        calls: questions without an answer; re-asks are not foreseen.
+        cached: questions that are answered already.
+        prompt_tokens: estimated; by what the endpoint has counted before, where there are records.
+        completion_tokens: mean of the template's records, else the most that is allowed.
+        completion_tokens_most: the most that is allowed.
+        cost_usd, cost_usd_most: with either; None where the price is not known.
+    """
+
+    calls: int
+    cached: int
+    prompt_tokens: int
+    completion_tokens: int
+    completion_tokens_most: int
+    cost_usd: float | None
+    cost_usd_most: float | None
+
+
+class CostLimit(LLMError):
+    """The money for this run is spent."""
+
+
+@dataclass
+class _Conversation:
+    """A question and what was said so far: rejected answers, each with its problem."""
+
+    request: ChatRequest
+    key: str = ""
+    """That of its first call."""
+    turns: list[tuple[str, Problem]] = field(default_factory=list)
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    cost_usd: float | None = 0.0
+    answer: ChatAnswer | None = None
+    call: tuple[Dialect, int, Exported] | None = None
+    """Its next call, with what it was made for: way of asking and number of turns."""
+    recorded: ChatAnswer | None = None
+    """A failure of an earlier run, which is to be asked again."""
+
+    def count(self, prompt_tokens: int, completion_tokens: int, cost_usd: float | None) -> None:
+        self.prompt_tokens += prompt_tokens
+        self.completion_tokens += completion_tokens
+        self.cost_usd = None if cost_usd is None or self.cost_usd is None else self.cost_usd + cost_usd
+
+    def take(self, text: str | None, finish_reason: str | None) -> bool:
+        """Judge the next answer; whether it is good."""
+        verdict = structured.judge(text, finish_reason, self.request.schema)
+        if isinstance(verdict, Problem):
+            self.turns.append((text or "", verdict))
+            return False
+        self.answer = self.result(verdict, text or "", None, len(self.turns) + 1)
+        return True
+
+    def start_again(self) -> None:
+        """Forget what was said."""
+        self.turns, self.prompt_tokens, self.completion_tokens, self.cost_usd = [], 0, 0, 0.0
+
+    @property
+    def is_hopeless(self) -> bool:
+        return bool(self.turns) and (len(self.turns) > MOST_REASKS or self.turns[-1][1].kind == "refused")
+
+    def failed(self, kind: str | None = None) -> ChatAnswer:
+        """A failure of the way, or by default that of the last answer."""
+        text, problem = self.turns[-1] if self.turns else ("", None)
+        return self.result(None, text, kind or (problem.kind if problem else None), len(self.turns))
+
+    def result(self, value: Any, text: str, failure: str | None, n_asks: int) -> ChatAnswer:
+        tokens = self.prompt_tokens, self.completion_tokens
+        return ChatAnswer(value, text, failure, False, *tokens, self.cost_usd, n_asks)
+
+
+# ---- the client --------------------------------------------------------------------------------------------------
+
+
+class Client:
+    """Asks and embeds, with everything that came before from the store.
+
+    Several clients may share a store, and an account of what was spent, to which ``max_cost`` applies. The key is read
+    from the environment when the first call is sent, and not before.
+
+    Attributes:
+        spent: what this process paid; shared where one was given.
+        used: what the answers given so far cost, each counted once, whenever they were paid. A text that was embedded
+            counts as a call.
+        failures: number of questions and texts without an answer, by kind.
+    """
+
+    def __init__(
+        self,
+        config: LLMConfig,
+        store: AnswerStore,
+        say: Callable[[str], None] = lambda line: None,
+        spent: Usage | None = None,
+        backoff_s: float = 1.0,
+        patience_s: float = 10.0,
+    ) -> None:
+        """
+        Args:
+            say: takes a line about what happened.
+            backoff_s: wait before the first repetition of a call; doubled for each further one.
+            patience_s: how long calls in flight are waited for after Ctrl-C.
+
+        Raises: ConfigError for wrong settings, a faulty price list, or ``max_cost`` without a price.
+        """
+        config.validate()
+        if config.model is None:
+            raise ConfigError("llm.model: name the model to ask")
+        self.config, self.store, self.say = config, store, say
+        self.model = config.model
+        self.endpoint = (config.base_url or OPENAI).rstrip("/")
+        self.spent = Usage() if spent is None else spent
+        self.used = Usage()
+        self.failures: Counter[str] = Counter()
+        self._counted: set[str] = set()
+        self.price = price_at(self.endpoint, self.model, costs.load_prices(config.prices))
+        if self.price is None and config.max_cost is not None:
+            raise ConfigError(
+                f"llm.max_cost: the price of {self.model} is not known; write it into a file, "
+                f"'{self.model}: {{input: USD, output: USD}}' per million tokens, and name the file in llm.prices"
+            )
+        self._backoff_s, self._patience_s = backoff_s, patience_s
+        fact = store.fact(self.endpoint, self.model, self._dialect_name)
+        self._dialect = Dialect(**{**fact, "without": tuple(fact["without"])}) if fact else None
+
+    # ---- chat ----
+
+    def ask(self, requests: Sequence[ChatRequest], desc: str) -> list[ChatAnswer]:
+        """Answers in the order of the questions; equal questions are asked once, stored answers not at all.
+
+        Args:
+            desc: what is going on, for the progress bar.
+
+        Raises:
+            LLMError: the key, the model, the money or the server stops the run, or ``replay`` lacks answers. All that
+                came back is stored.
+            KeyboardInterrupt: likewise; calls in flight were waited for.
+        """
+        places, talks = self._distinct(requests)
+        self._look_up(talks)
+        todo = [talk for talk in talks if talk.answer is None]
+        if todo:
+            self._replay(todo) if self.config.replay else self._run(lambda session: self._ask_all(session, todo, desc))
+        answers = [talk.answer for talk in talks if talk.answer is not None]
+        for talk, answer in zip(talks, answers, strict=True):
+            tokens = answer.prompt_tokens, answer.completion_tokens
+            self._use(talk.key, talk.request.template, *tokens, answer.cost_usd, answer.n_asks)
+        if todo:
+            failed = Counter(answer.failure for answer in answers if answer.failure)
+            self._report(desc, len(talks), len(todo), failed)
+        return [answers[place] for place in places]
+
+    def cached(self, requests: Sequence[ChatRequest]) -> list[ChatAnswer | None]:
+        """Stored answers in the order of the questions; None where something would have to be sent."""
+        places, talks = self._distinct(requests)
+        self._look_up(talks)
+        return [talks[place].answer for place in places]
+
+    def plan(self, requests: Sequence[ChatRequest]) -> Plan:
+        """What asking these would cost; nothing is sent."""
+        _, talks = self._distinct(requests)
+        self._look_up(talks)
+        todo = [talk for talk in talks if talk.answer is None]
+        records = self.store.recent(self.endpoint, self.model, "chat", _RECORDS)
+        scale, lengths = _calibration(records)
+        sizes = costs.estimate_chat([self._messages(talk) for talk in todo])
+        prompt = round(sum(scale.get(t.request.template, scale[""]) * n for t, n in zip(todo, sizes, strict=True)))
+        most = sum(talk.request.max_tokens for talk in todo)
+        usual = sum(min(lengths.get(talk.request.template, math.inf), talk.request.max_tokens) for talk in todo)
+        return self._plan(len(todo), len(talks) - len(todo), prompt, round(usual), most)
+
+    def pending(self, requests: Sequence[ChatRequest]) -> list[Exported]:
+        """The next call of every question without an answer, for a batch file."""
+        _, talks = self._distinct(requests)
+        self._look_up(talks)
+        return [self._call(talk) for talk in talks if talk.answer is None]
+
+    def _distinct(self, requests: Sequence[ChatRequest]) -> tuple[list[int], list[_Conversation]]:
+        """One conversation per distinct question, and for each question which one is its own."""
+        talks: dict[str, _Conversation] = {}
+        order: dict[str, int] = {}
+        places = []
+        for request in requests:
+            talk = _Conversation(request)
+            talk.key = self._call(talk).key
+            places.append(order.setdefault(talk.key, len(order)))
+            talks.setdefault(talk.key, talk)
+        return places, list(talks.values())
+
+    def _look_up(self, talks: Iterable[_Conversation]) -> None:
+        """Follow what is stored of each conversation: to its answer, or to the point where it must go on."""
+        todo = list(talks)
+        while todo:
+            keys = [self._call(talk).key for talk in todo]
+            stored = self.store.get(keys, rejected=True)
+            todo = [talk for talk, key in zip(todo, keys, strict=True) if key in stored and _goes_on(talk, stored[key])]
+
+    def _replay(self, talks: Sequence[_Conversation]) -> None:
+        """Without a network what failed stays failed, and what was never asked is an error."""
+        missing = [talk.request.tag or talk.request.template for talk in talks if talk.recorded is None]
+        if missing:
+            raise LLMError(_missing(missing, len(talks), self.store))
+        for talk in talks:
+            talk.answer = talk.recorded
+
+    def _messages(self, talk: _Conversation) -> list[dict[str, str]]:
+        """The messages of the next call, with what was said before and, where needed, the schema in words."""
+        dialect, schema = self._dialect or self._first_dialect, canonical(talk.request.schema)
+        messages: list[dict[str, str]] = [dict(message) for message in talk.request.messages]
+        if dialect.mode != "json_schema":
+            last = messages[-1]
+            last["content"] = f"{last['content']}\n\nAnswer with JSON alone that fits this JSON schema:\n{schema}"
+        for text, problem in talk.turns:
+            messages.append({"role": "assistant", "content": text[:_QUOTED_ANSWER].strip() or "(nothing)"})
+            demand = "Answer the same question again, with JSON alone that fits this JSON schema"
+            messages.append({"role": "user", "content": f"Not usable: {problem.message}.\n{demand}:\n{schema}"})
+        return messages
+
+    def _call(self, talk: _Conversation) -> Exported:
+        """The next call of a conversation."""
+        dialect, request = self._dialect or self._first_dialect, talk.request
+        if talk.call and talk.call[:2] == (dialect, len(talk.turns)):
+            return talk.call[2]
+        body: dict[str, Any] = {"model": self.model, "messages": self._messages(talk)}
+        body[dialect.tokens_key] = request.max_tokens
+        for name, value in (("temperature", self.config.temperature), ("seed", self.config.seed)):
+            if value is not None and name not in dialect.without:
+                body[name] = value
+        if dialect.mode == "json_schema":
+            schema = request.schema if dialect.limits else structured.without_limits(request.schema)
+            form = {"name": request.schema_name, "strict": True, "schema": schema}
+            body["response_format"] = {"type": "json_schema", "json_schema": form}
+        elif dialect.mode == "json_object":
+            body["response_format"] = {"type": "json_object"}
+        sent = canonical(body)
+        key = key_of(self.endpoint, CHAT, request.template, sent)
+        call = Exported(key, self.endpoint, self.model, "chat", request.template, sent)
+        talk.call = dialect, len(talk.turns), call
+        return call
+
+    @property
+    def _first_dialect(self) -> Dialect:
+        return Dialect(mode="json_schema" if self.config.structured == "auto" else self.config.structured)
+
+    @property
+    def _dialect_name(self) -> str:
+        return f"dialect {self.config.structured}"
+
+    async def _ask_all(self, session: Session, talks: Sequence[_Conversation], desc: str) -> None:
+        if self._dialect is None:
+            await self._detect(session, _Conversation(talks[0].request))
+            for talk in talks:
+                talk.start_again()
+            self._look_up(talks)
+        todo = [talk for talk in talks if talk.answer is None]
+        await session.share_out(todo, lambda talk: self._converse(session, talk), desc, "answer", self._total)
+
+    async def _detect(self, session: Session, talk: _Conversation) -> None:
+        """Ask one question in one way after the other until one works, and remember it for the endpoint."""
+        dialect: Dialect | None = self._first_dialect
+        may_change = self.config.structured == "auto"
+        while dialect is not None:
+            self._dialect = dialect
+            call = self._call(talk)
+            outcome = await self._ask_once(session, talk, call)
+            if isinstance(outcome, Failure):
+                if outcome.kind != "bad request":
+                    break
+                dialect = dialect.next(outcome.message, may_change)
+                continue
+            verdict = structured.judge(*outcome, structured.without_limits(talk.request.schema))
+            ignored = isinstance(verdict, Problem) and verdict.kind in ("not JSON", "schema")
+            if not (ignored and may_change and dialect.mode == "json_schema"):
+                self.store.remember(self.endpoint, self.model, self._dialect_name, asdict(dialect))
+                return
+            # The server took the schema and did not heed it.
+            session.reject(call.key)
+            dialect = replace(dialect, mode="json_object")
+        self._dialect = None
+
+    async def _converse(self, session: Session, talk: _Conversation) -> None:
+        """Ask until there is a good answer, or none is to be had."""
+        while talk.answer is None:
+            call = self._call(talk)
+            outcome = await self._ask_once(session, talk, call)
+            if isinstance(outcome, Failure):
+                talk.answer = talk.failed(outcome.kind)
+                self._count_failure(session, outcome)
+            elif not talk.take(*outcome):
+                session.reject(call.key)
+                if talk.is_hopeless:
+                    talk.answer = talk.failed()
+        if talk.answer.failure:
+            self.failures[talk.answer.failure] += 1
+
+    async def _ask_once(
+        self, session: Session, talk: _Conversation, call: Exported
+    ) -> tuple[str, str | None] | Failure:
+        """Send one call and store what comes, before anybody judges it."""
+        size = 0
+        if self.config.tokens_per_minute is not None:
+            size = costs.estimate_chat([self._messages(talk)])[0] + talk.request.max_tokens // 2
+        outcome = await session.way.send(CHAT, call.request, read_chat, size)
+        if isinstance(outcome, Failure):
+            return outcome
+        text, reason, usage = outcome
+        answer = chat_answer(call, (session.way.hidden(text), reason, usage), self.price)
+        paid = answer.prompt_tokens, answer.completion_tokens, answer.cost_usd
+        self.spent.add(answer.template, *paid)
+        talk.count(*paid)
+        await session.keep([answer])
+        return answer.text or "", reason
+
+    def _count_failure(self, session: Session, failure: Failure) -> None:
+        try:
+            session.way.count_failure(failure)
+        except LLMError:
+            if failure.kind == "bad request":  # perhaps the endpoint no longer takes what it took
+                self.store.remember(self.endpoint, self.model, self._dialect_name, None)
+            raise
+
+    # ---- embeddings ----
+
+    def embed(self, texts: Sequence[str], desc: str, dimensions: int | None = None) -> np.ndarray:
+        """Vectors ``[P, D]`` float32; zeros for an empty text, NaN for one that no vector could be had for.
+
+        Args:
+            dimensions: length of the vectors, for models that offer several; none is the model's own.
+
+        Raises: LLMError as ``ask`` does, or if the vectors are not all of one length.
+        """
+        distinct = list(dict.fromkeys(text for text in texts if text))
+        found = self._stored_vectors(distinct, dimensions)
+        todo = [text for text in distinct if text not in found]
+        if todo and self.config.replay:
+            raise LLMError(_missing([short(text, 60) for text in todo], len(distinct), self.store))
+        if todo:
+            self._run(lambda session: self._embed_missing(session, todo, desc, dimensions, found))
+            lost = len(distinct) - len(found)
+            self._report(desc, len(distinct), len(todo), {"without a vector": lost} if lost else {})
+        length = self._one_length(found, dimensions)
+        if distinct and not found and not length:
+            raise LLMError(f"{self.model} at {self.endpoint} gave no vector for any of {len(distinct)} texts")
+        for text, one in found.items():
+            self._use(self._vector_key(text, dimensions), "embedding", one.prompt_tokens, 0, one.cost_usd, 1)
+        vectors = np.full((len(texts), length), np.nan, np.float32)
+        for row, text in enumerate(texts):
+            if not text:
+                vectors[row] = 0
+            elif text in found:
+                vectors[row] = found[text].vector
+        return vectors
+
+    def plan_embedding(self, texts: Sequence[str], dimensions: int | None = None) -> Plan:
+        """What embedding these texts would cost; nothing is sent."""
+        distinct = list(dict.fromkeys(text for text in texts if text))
+        found = self._stored_vectors(distinct, dimensions)
+        todo = [text for text in distinct if text not in found]
+        records = self.store.recent(self.endpoint, self.model, "embedding", _RECORDS)
+        tokens = round(_embedding_scale(records) * sum(costs.estimate_texts(todo)))
+        return self._plan(-(-len(todo) // TEXTS_PER_CALL), len(found), tokens, 0, 0)
+
+    def pending_embedding(self, texts: Sequence[str], dimensions: int | None = None) -> list[Exported]:
+        """A call for every text without a vector, for a batch file."""
+        distinct = list(dict.fromkeys(text for text in texts if text))
+        found = self._stored_vectors(distinct, dimensions)
+        return [self._vector_call(text, dimensions) for text in distinct if text not in found]
+
+    def _vector_key(self, text: str, dimensions: int | None) -> str:
+        return key_of(self.endpoint, EMBEDDINGS, self.model, dimensions, text)
+
+    def _vector_call(self, text: str, dimensions: int | None) -> Exported:
+        """The call for one text alone."""
+        key, request = self._vector_key(text, dimensions), self._vector_request([text], dimensions)
+        return Exported(key, self.endpoint, self.model, "embedding", "embedding", request)
+
+    def _vector_request(self, texts: Sequence[str], dimensions: int | None) -> str:
+        body: dict[str, Any] = {"model": self.model, "input": list(texts), "encoding_format": "float"}
+        return canonical(body if dimensions is None else {**body, "dimensions": dimensions})
+
+    def _stored_vectors(self, texts: Sequence[str], dimensions: int | None) -> dict[str, Stored]:
+        keys = [self._vector_key(text, dimensions) for text in texts]
+        stored = self.store.get(keys)
+        return {text: stored[key] for text, key in zip(texts, keys, strict=True) if key in stored}
+
+    async def _embed_missing(
+        self, session: Session, todo: list[str], desc: str, dimensions: int | None, found: dict[str, Stored]
+    ) -> None:
+        """Ask for vectors until all that can be had are of one length, and add them to ``found``."""
+        for _ in range(_ROUNDS):
+            calls = [todo[start : start + TEXTS_PER_CALL] for start in range(0, len(todo), TEXTS_PER_CALL)]
+            await session.share_out(
+                calls, lambda call: self._embed_call(session, call, dimensions, found), desc, "call", self._total
+            )
+            lengths = Counter(len(_vector(one)) for one in found.values())
+            if len(lengths) < 2:
+                return
+            usual = lengths.most_common(1)[0][0]
+            todo = [text for text, one in found.items() if len(_vector(one)) != usual]
+            self.store.reject(self._vector_key(text, dimensions) for text in todo)
+            for text in todo:
+                del found[text]
+
+    def _one_length(self, found: Mapping[str, Stored], dimensions: int | None) -> int:
+        """The length of all vectors, remembered for later runs; 0 if it is not known."""
+        name, lengths = f"length {dimensions}", Counter(len(_vector(one)) for one in found.values())
+        if len(lengths) > 1:
+            told = ", ".join(f"{n} of {length} numbers" for length, n in lengths.most_common())
+            raise LLMError(
+                f"{self.model} at {self.endpoint} gives vectors of unequal length ({told}); if the model behind the "
+                f"name has changed, delete what is stored of it: cache prune --model={self.model}"
+            )
+        remembered = self.store.fact(self.endpoint, self.model, name)
+        length = next(iter(lengths), dimensions or remembered or 0)
+        if lengths and length != remembered:
+            self.store.remember(self.endpoint, self.model, name, length)
+        return int(length)
+
+    async def _embed_call(
+        self, session: Session, texts: list[str], dimensions: int | None, found: dict[str, Stored]
+    ) -> None:
+        size = 0 if self.config.tokens_per_minute is None else sum(costs.estimate_texts(texts))
+        known = dimensions or self.store.fact(self.endpoint, self.model, f"length {dimensions}")
+        outcome = await session.way.send(
+            EMBEDDINGS,
+            self._vector_request(texts, dimensions),
+            lambda content: read_vectors(content, len(texts), known),
+            size,
+        )
+        if isinstance(outcome, Failure):
+            if outcome.kind == "bad request" and len(texts) > 1:  # one text may spoil it for the others
+                for half in (texts[: len(texts) // 2], texts[len(texts) // 2 :]):
+                    await self._embed_call(session, half, dimensions, found)
+                return
+            self._count_failure(session, outcome)
+            self.failures[outcome.kind] += len(texts)
+            return
+        vectors, usage = outcome
+        calls = [self._vector_call(text, dimensions) for text in texts]
+        answers = vector_answers(calls, texts, vectors, usage, self.price)
+        cost = None if self.price is None else sum(one.cost_usd or 0.0 for one in answers)
+        self.spent.add("embedding", sum(one.prompt_tokens for one in answers), 0, cost)
+        await session.keep(answers)
+        for text, one in zip(texts, answers, strict=True):
+            found[text] = Stored(None, None, one.vector, one.prompt_tokens, 0, one.cost_usd, False)
+
+    # ---- running ----
+
+    def _run(self, main: Callable[[Session], Awaitable[None]]) -> None:
+        try:
+            run(
+                lambda: Session(self.config, self.store, self._check_cost, self._backoff_s),
+                main,
+                self._patience_s,
+                self.say,
+            )
+        except KeyboardInterrupt:
+            self.say(f"all answers so far are in {self.store.path}; run the same command again to go on")
+            raise
+
+    def _total(self) -> str:
+        n_failed = sum(self.failures.values())
+        return f"{self.spent}, {n_failed} failed" if n_failed else str(self.spent)
+
+    def _check_cost(self) -> None:
+        if self.config.max_cost is not None and self.spent.cost_usd >= self.config.max_cost:
+            raise CostLimit(
+                f"llm.max_cost: {costs.dollars(self.spent.cost_usd)} are spent, and "
+                f"{costs.dollars(self.config.max_cost)} were allowed; all answers are stored: run the same command "
+                "again with a fresh allowance to go on"
+            )
+
+    def _use(self, key: str, template: str, prompt: int, completion: int, cost_usd: float | None, calls: int) -> None:
+        if key not in self._counted:
+            self._counted.add(key)
+            self.used.add(template, prompt, completion, cost_usd, calls)
+
+    def _report(self, desc: str, n: int, n_asked: int, failed: Mapping[str, int]) -> None:
+        kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(failed.items()))
+        lost = f"; {sum(failed.values())} failed ({kinds})" if kinds else ""
+        self.say(f"{desc}: {n} distinct, {n - n_asked} from the cache, {n_asked} asked{lost}; so far {self.spent}")
+
+    def _plan(self, calls: int, cached: int, prompt: int, usual: int, most: int) -> Plan:
+        price = self.price
+        amounts = (None, None) if price is None else (price.of(prompt, usual), price.of(prompt, most))
+        return Plan(calls, cached, prompt, usual, most, *amounts)
+
+
+def chat_answer(
+    call: Exported, said: tuple[str, str | None, Mapping[str, Any]], price: Price | None, share: float = 1.0
+) -> Answer:
+    """What is stored of a response to a question, from what ``read_chat`` gave.
+
+    Args:
+        share: part of the price that is to be paid.
+    """
+    text, reason, usage = said
+    prompt, completion = tokens_of(usage, "prompt_tokens"), tokens_of(usage, "completion_tokens")
+    # A server that does not count must not make a limit on money void.
+    prompt = costs.estimate_chat([json.loads(call.request)["messages"]])[0] if prompt is None else prompt
+    completion = costs.estimate_texts([text])[0] if completion is None else completion
+    cost = None if price is None else share * price.of(prompt, completion)
+    paid = prompt, completion, cost
+    return Answer(call.key, call.endpoint, call.model, call.kind, call.template, *paid, call.request, text, reason)
+
+
+def vector_answers(
+    calls: Sequence[Exported],
+    texts: Sequence[str],
+    vectors: np.ndarray,
+    usage: Mapping[str, Any],
+    price: Price | None,
+    share: float = 1.0,
+) -> list[Answer]:
+    """What is stored of a response with vectors, from what ``read_vectors`` gave: a row per text.
+
+    The tokens of the response are shared out among the texts by their estimated length.
+    """
+    estimates = np.array(costs.estimate_texts(texts), dtype=np.float64)
+    total = tokens_of(usage, "prompt_tokens")
+    total = int(estimates.sum()) if total is None else total
+    ends = np.round(total * estimates.cumsum() / estimates.sum()).astype(int)
+    answers = []
+    for call, text, vector, n in zip(calls, texts, vectors, np.diff(ends, prepend=0).tolist(), strict=True):
+        cost = None if price is None else share * price.of(n, 0)
+        head = call.key, call.endpoint, call.model, call.kind, call.template
+        answers.append(Answer(*head, n, 0, cost, json.dumps(text), vector=vector))
+    return answers
+
+
+def price_at(endpoint: str, model: str, prices: Mapping[str, Price]) -> Price | None:
+    """The price of a model; nothing on this machine, unless it is named; None if it is not known."""
+    return costs.price_of(model, prices) or (Price(0.0, 0.0) if is_loopback(endpoint) else None)
+
+
+def _goes_on(talk: _Conversation, stored: Stored) -> bool:
+    """Take a stored answer into a conversation; whether the next one is to be looked for."""
+    talk.count(stored.prompt_tokens, stored.completion_tokens, stored.cost_usd)
+    if talk.take(stored.text, stored.finish_reason):
+        talk.answer = replace(talk.answer, from_cache=True) if talk.answer else None
+        return False
+    if not talk.is_hopeless:
+        return True
+    talk.recorded = replace(talk.failed(), from_cache=True)
+    talk.start_again()
+    return False
+
+
+def _vector(stored: Stored) -> np.ndarray:
+    assert stored.vector is not None, "an embedding is stored with its vector"
+    return stored.vector
+
+
+def _missing(tags: Sequence[str], n: int, store: AnswerStore) -> str:
+    shown = "\n".join(f"  {tag}" for tag in tags[:10])
+    more = f"\n  and {len(tags) - 10} more" if len(tags) > 10 else ""
+    return f"llm.replay: {store.path} has no answer to {len(tags)} of {n} questions:\n{shown}{more}"
+
+
+def _calibration(records: Sequence[tuple[str, str, int, int]]) -> tuple[dict[str, float], dict[str, float]]:
+    """From stored answers: counted over estimated prompt tokens, and the mean length of an answer, by template.
+
+    The template "" stands for all. A template with few records is left out.
+    """
+    estimates = costs.estimate_chat([json.loads(request)["messages"] for _, request, _, _ in records])
+    groups: dict[str, list[tuple[int, int, int]]] = {"": []}
+    for (template, _, prompt, completion), estimate in zip(records, estimates, strict=True):
+        groups[""].append((prompt, estimate, completion))
+        groups.setdefault(template, []).append((prompt, estimate, completion))
+    scale, lengths = {"": 1.0}, {}
+    for template, rows in groups.items():
+        if len(rows) >= _FEWEST_RECORDS:
+            scale[template] = sum(row[0] for row in rows) / sum(row[1] for row in rows)
+            lengths[template] = sum(row[2] for row in rows) / len(rows)
+    return scale, lengths
+
+
+def _embedding_scale(records: Sequence[tuple[str, str, int, int]]) -> float:
+    if len(records) < _FEWEST_RECORDS:
+        return 1.0
+    return sum(record[2] for record in records) / sum(costs.estimate_texts([json.loads(one[1]) for one in records]))
+
+
+def key_of(*parts: Any) -> str:
+    """Hex SHA-256 of everything that determines an answer."""
+    return hashlib.sha256(canonical(parts).encode()).hexdigest()
+
+
+def canonical(obj: Any) -> str:
+    """JSON without spaces, in ASCII; keys keep their order, for a model writes an object in the order of its schema."""
+    return json.dumps(obj, separators=(",", ":"))

@@ -1,0 +1,142 @@
+"""From what a model says to a value that fits a JSON schema, or to a sentence about why it does not."""
+
+from __future__ import annotations
+
+import functools
+import json
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import jsonschema
+
+_LIMITS = ("minLength", "maxLength", "minItems", "maxItems", "minimum", "maximum", "pattern", "format")
+_MOST_STARTS = 50  # places of a text where JSON is looked for
+_MOST_CHARACTERS = 200_000
+_FENCE = re.compile(r"```[\w-]*\s*\n?(.*?)```", re.DOTALL)
+_THOUGHT = re.compile(r"<think>.*?</think>", re.DOTALL)
+_SURROGATE = re.compile("[\ud800-\udfff]")
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Why an answer is of no use.
+
+    Attributes:
+        kind: ``refused``, ``empty``, ``cut off``, ``not JSON`` or ``schema``.
+        message: a sentence for the model, and for people.
+    """
+
+    kind: str
+    message: str
+
+
+def judge(text: str | None, finish_reason: str | None, schema: Mapping[str, Any]) -> Any | Problem:
+    """The value in an answer, or the problem with it.
+
+    Tolerated: code fences, prose and thoughts around the JSON, a bare list where an object with one list is asked for,
+    keys that nobody asked for, and items beyond the largest number of a list; these are cut off.
+    """
+    if finish_reason in ("refusal", "content_filter"):
+        return Problem("refused", f"the model refused: {short(text or finish_reason)}")
+    if not (text or "").strip():
+        return Problem("empty", "the answer was empty")
+    problem = Problem("not JSON", "the answer holds no JSON")
+    for value in _candidates(text or ""):
+        value = _fitted(value, schema)
+        fault = fault_of(value, schema)
+        if fault is None:
+            return value
+        problem = Problem("schema", fault)
+    if finish_reason == "length":
+        return Problem("cut off", "the answer was too long and was cut off; it must be shorter")
+    return problem
+
+
+def fault_of(value: Any, schema: Mapping[str, Any]) -> str | None:
+    """Where and how a value breaks a schema; None if it fits."""
+    error = jsonschema.exceptions.best_match(_validator(json.dumps(schema, sort_keys=True)).iter_errors(value))
+    if error is None:
+        return None
+    place = error.json_path.removeprefix("$").removeprefix(".")
+    return f"{place}: {short(error.message)}" if place else short(error.message)
+
+
+def without_limits(schema: Any) -> Any:
+    """The schema without limits on lengths and numbers, which some servers refuse."""
+    if isinstance(schema, Mapping):
+        properties = schema.get("properties")
+        kept = {key: without_limits(one) for key, one in schema.items() if key not in _LIMITS}
+        if isinstance(properties, Mapping):  # where a limit's name is the name of a property
+            kept["properties"] = {key: without_limits(one) for key, one in properties.items()}
+        return kept
+    return [without_limits(one) for one in schema] if isinstance(schema, list) else schema
+
+
+@functools.lru_cache(maxsize=64)
+def _validator(schema: str) -> Any:
+    return jsonschema.Draft202012Validator(json.loads(schema))
+
+
+def _candidates(text: str) -> Iterator[Any]:
+    """JSON values in a text, the likeliest first."""
+    text = _THOUGHT.sub("", text[:_MOST_CHARACTERS]).strip()
+    for whole in (text, *(match.group(1) for match in _FENCE.finditer(text))):
+        try:
+            yield _loads(whole)
+        except (ValueError, RecursionError):
+            continue
+    decoder, position = json.JSONDecoder(parse_constant=_no_constant), 0
+    for _ in range(_MOST_STARTS):
+        start = min((at for at in (text.find("{", position), text.find("[", position)) if at >= 0), default=-1)
+        if start < 0:
+            return
+        try:
+            value, position = decoder.raw_decode(text, start)
+            yield whole_text(value)
+        except (ValueError, RecursionError):
+            position = start + 1
+
+
+def _loads(text: str) -> Any:
+    return whole_text(json.loads(text, parse_constant=_no_constant))
+
+
+def _no_constant(name: str) -> Any:
+    raise ValueError(f"{name} is not JSON")
+
+
+def whole_text(value: Any) -> Any:
+    """The value without halves of characters, which no file can hold."""
+    if isinstance(value, str):
+        return _SURROGATE.sub("\ufffd", value)
+    if isinstance(value, list):
+        return [whole_text(one) for one in value]
+    if isinstance(value, dict):
+        return {whole_text(key): whole_text(one) for key, one in value.items()}
+    return value
+
+
+def _fitted(value: Any, schema: Mapping[str, Any]) -> Any:
+    """The value with its list wrapped or unwrapped as asked for, and without what is too much."""
+    properties = schema.get("properties", {})
+    lists = [key for key, one in properties.items() if one.get("type") == "array"]
+    if schema.get("type") == "object" and isinstance(value, list) and len(properties) == len(lists) == 1:
+        value = {lists[0]: value}
+    if schema.get("type") == "array" and isinstance(value, dict) and len(value) == 1:
+        value = next(iter(value.values()))
+    if isinstance(value, dict):
+        closed = schema.get("additionalProperties") is False
+        return {
+            key: _fitted(one, properties.get(key, {})) for key, one in value.items() if key in properties or not closed
+        }
+    if isinstance(value, list) and isinstance(schema.get("items"), Mapping):
+        return [_fitted(one, schema["items"]) for one in value[: schema.get("maxItems")]]
+    return value
+
+
+def short(text: str, most: int = 300) -> str:
+    """The text on one line, cut to what is worth showing."""
+    text = " ".join(text.split())
+    return text if len(text) <= most else f"{text[: most - 3]}..."

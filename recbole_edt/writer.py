@@ -1,0 +1,282 @@
+"""A stage's access to a language model and an embedder: the real ones, a rehearsal, or a list of what is missing.
+
+Nothing is opened, read or asked before it is needed, so that an offline run has neither a cache nor a client.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+
+from recbole_edt import prompts
+from recbole_edt.answers import AnswerStore, Exported
+from recbole_edt.config import Settings
+from recbole_edt.costs import Usage, estimate_texts
+from recbole_edt.embeddings import EMBEDDERS, ENDPOINT, TEXT_TEMPLATE_VERSION, Embedder, EndpointEmbedder, WordLlama
+from recbole_edt.llm import ChatAnswer, ChatRequest, Client, Plan
+
+Say = Callable[[str], None]
+W = TypeVar("W", bound="LiveWriter")
+
+
+def cache_path(settings: Settings) -> Path:
+    """The file of stored answers: ``llm.cache``, or one beside the data sets, shared by all of them."""
+    return Path(settings.llm.cache) if settings.llm.cache else settings.data_path / "llm_cache.sqlite"
+
+
+def llm_identity(settings: Settings) -> dict[str, Any]:
+    """What decides the answers besides the data: model, parameters, prompts; no key, no limit, no price."""
+    keys = ("base_url", "model", "temperature", "seed", "max_tokens", "structured")
+    chosen = {key: getattr(settings.llm, key) for key in keys}
+    return {**chosen, "templates": prompts.load(settings.llm.templates).digest}
+
+
+def embedder_identity(settings: Settings) -> list[Any]:
+    """What decides the vector of a text."""
+    if settings.embed.embedder != ENDPOINT:
+        return [EMBEDDERS[settings.embed.embedder].name, TEXT_TEMPLATE_VERSION]
+    endpoint = settings.embedding
+    return [endpoint.base_url, endpoint.model, settings.embed.dimensions, TEXT_TEMPLATE_VERSION]
+
+
+class LiveWriter:
+    """Asks for real, through the cache: a `prompts.Writer` and an `embeddings.Embedder` at once, for one stage.
+
+    Args:
+        settings: of the run.
+        say: takes a line about what happened.
+        spent: account of all stages of one command, to which ``llm.max_cost`` applies.
+    """
+
+    def __init__(self, settings: Settings, say: Say, spent: Usage | None = None) -> None:
+        self.settings, self.say, self.spent = settings, say, Usage() if spent is None else spent
+        self.max_tokens = settings.llm.max_tokens
+        self._exit = ExitStack()
+
+    def __enter__(self: W) -> W:
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._exit.close()
+
+    @cached_property
+    def templates(self) -> prompts.Templates:
+        """The packaged prompts, or those of ``llm.templates``."""
+        return prompts.load(self.settings.llm.templates)
+
+    @cached_property
+    def store(self) -> AnswerStore:
+        """The cache."""
+        return self._exit.enter_context(AnswerStore(cache_path(self.settings)))
+
+    @cached_property
+    def chat(self) -> Client:
+        """Client of the chat model."""
+        return Client(self.settings.llm, self.store, self.say, self.spent)
+
+    @cached_property
+    def vectors(self) -> Client:
+        """Client of the embedding model."""
+        return Client(self.settings.embedding, self.store, self.say, self.spent)
+
+    @cached_property
+    def embedder(self) -> Embedder:
+        """What turns texts into vectors."""
+        chosen = self.settings.embed
+        if chosen.embedder == ENDPOINT:
+            return EndpointEmbedder(self.vectors, str(chosen.model), chosen.dimensions)
+        return EMBEDDERS[chosen.embedder]()
+
+    @property
+    def name(self) -> str:
+        """Of the embedder's model."""
+        return self.embedder.name
+
+    @property
+    def dim(self) -> int:
+        """Length of a vector; 0 if that is not known yet."""
+        return self.embedder.dim
+
+    def ask(self, requests: Sequence[ChatRequest], desc: str) -> Sequence[ChatAnswer]:
+        """One answer per request, in order.
+
+        Raises: LLMError for what stops a run.
+        """
+        return self.chat.ask(requests, desc)
+
+    def embed(self, texts: Sequence[str]) -> np.ndarray:
+        """``[n, D]`` float32; zeros for a text without a vector.
+
+        Raises: LLMError for what stops a run.
+        """
+        return self.embedder.embed(texts)
+
+    def counted(self, counts: Mapping[str, Any]) -> dict[str, Any]:
+        """A stage's counts with what its answers cost, whenever that was paid, and with texts left without a vector."""
+        # Only a client that was needed has been made.
+        clients = {name: vars(self)[name] for name in ("chat", "vectors") if name in vars(self)}
+        used = {name: _account(client.used) for name, client in clients.items()}
+        if not clients:
+            return dict(counts)
+        n_failed = len(getattr(vars(self).get("embedder"), "failed", ()))
+        failed = {**counts.get("failed", {}), **({"no vector": n_failed} if n_failed else {})}
+        return {**counts, "failed": failed, "used": used}
+
+
+def _account(usage: Usage) -> dict[str, Any]:
+    return {
+        "calls": usage.calls,
+        "prompt_tokens": usage.prompt_tokens,
+        "completion_tokens": usage.completion_tokens,
+        "cost_usd": None if usage.unpriced else usage.cost_usd,
+    }
+
+
+# ---- without sending anything ------------------------------------------------------------------------------------
+
+
+@dataclass
+class Estimate:
+    """What one step would send.
+
+    Attributes:
+        calls: questions or texts without an answer.
+        stored: those with one.
+        prompt_tokens, completion_tokens: of the calls.
+        cost_usd: None where the price is not known.
+    """
+
+    calls: int = 0
+    stored: int = 0
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    cost_usd: float | None = 0.0
+
+
+class Rehearsal(LiveWriter):
+    """Answers from the cache, and made-up ones where there are none, so that a stage goes on to its next questions.
+
+    Args:
+        settings: of the run.
+        longest: whether the made-up answers are the longest that fit, or the shortest.
+
+    Attributes:
+        steps: what would be sent, by template or ``vectors of ...``.
+        texts: what the texts to embed are now.
+    """
+
+    def __init__(self, settings: Settings, longest: bool) -> None:
+        super().__init__(settings, lambda line: None)
+        self.longest, self.texts = longest, "items"
+        self.steps: dict[str, Estimate] = {}
+        self._counted: set[str] = set()
+        self._stand_in: Embedder | None = None
+        self._words = itertools.count()
+
+    def ask(self, requests: Sequence[ChatRequest], desc: str) -> list[ChatAnswer]:
+        """Stored answers, and made-up ones for the rest."""
+        found = self.chat.cached(requests)
+        answers = [answer or self._made_up(one) for one, answer in zip(requests, found, strict=True)]
+        for template in dict.fromkeys(one.template for one in requests):
+            asked = [one for one in requests if one.template == template]
+            made_up = [
+                made
+                for one, made, stored in zip(requests, answers, found, strict=True)
+                if one.template == template and stored is None
+            ]
+            self._add(template, self.chat, self.chat.plan(asked), [made.text for made in made_up])
+        return answers
+
+    def embed(self, texts: Sequence[str]) -> np.ndarray:
+        """Stored vectors, or, if some are missing, vectors of the offline embedder in their place."""
+        if not isinstance(self.embedder, EndpointEmbedder):
+            return super().embed(texts)
+        new = [text for text in dict.fromkeys(self.embedder.shortened(texts)) if text and text not in self._counted]
+        self._counted.update(new)
+        plan = self.vectors.plan_embedding(new, self.settings.embed.dimensions)
+        self._add(f"vectors of {self.texts}", self.vectors, plan, [])
+        if plan.calls and self._stand_in is None:
+            self._stand_in = _Random(self.dim) if self.dim else WordLlama()
+        return super().embed(texts) if self._stand_in is None else self._stand_in.embed(texts)
+
+    def _add(self, step: str, client: Client, plan: Plan, made_up: Sequence[str]) -> None:
+        completion = plan.completion_tokens_most if self.longest else sum(estimate_texts(made_up))
+        cost = None if client.price is None else client.price.of(plan.prompt_tokens, completion)
+        total = self.steps.setdefault(step, Estimate())
+        total.calls += plan.calls
+        total.stored += plan.cached
+        total.prompt_tokens += plan.prompt_tokens
+        total.completion_tokens += completion
+        total.cost_usd = None if cost is None or total.cost_usd is None else total.cost_usd + cost
+
+    def _made_up(self, request: ChatRequest) -> ChatAnswer:
+        value = self._value(request.schema)
+        return ChatAnswer(value, json.dumps(value), None, False, 0, 0, 0.0, 1)
+
+    def _value(self, schema: Mapping[str, Any]) -> Any:
+        """The longest or shortest value of a schema of `prompts`; no two texts are alike."""
+        if schema["type"] == "object":
+            return {key: self._value(one) for key, one in schema["properties"].items()}
+        if schema["type"] == "array":
+            n = schema["maxItems" if self.longest else "minItems"]
+            return [self._value(schema["items"]) for _ in range(n)]
+        length = schema["maxLength"] if self.longest else schema["minLength"]
+        return f"{next(self._words)} {'word ' * (length // 5)}"[:length]
+
+
+class _Random:
+    """Vectors for texts that have none yet, in the space of others that have."""
+
+    name = "random"
+
+    def __init__(self, dim: int) -> None:
+        self.dim = dim
+        self._generator = np.random.default_rng(0)
+
+    def embed(self, texts: Sequence[str]) -> np.ndarray:
+        return self._generator.normal(size=(len(texts), self.dim)).astype(np.float32)
+
+
+class Waiting(Exception):
+    """What a stage needs to go on.
+
+    Attributes:
+        requests: calls that were not answered yet.
+        what: the step they belong to.
+    """
+
+    def __init__(self, requests: Sequence[Exported], what: str) -> None:
+        super().__init__(what)
+        self.requests, self.what = requests, what
+
+
+class Collector(LiveWriter):
+    """Raises `Waiting` with all questions of a step, rather than asking them, while there is any without an answer."""
+
+    def ask(self, requests: Sequence[ChatRequest], desc: str) -> Sequence[ChatAnswer]:
+        if pending := self.chat.pending(requests):
+            raise Waiting(pending, desc)
+        return super().ask(requests, desc)
+
+    def embed(self, texts: Sequence[str]) -> np.ndarray:
+        if isinstance(self.embedder, EndpointEmbedder):
+            asked = self.embedder.shortened(texts)
+            if pending := self.vectors.pending_embedding(asked, self.settings.embed.dimensions):
+                raise Waiting(pending, "vectors")
+        return super().embed(texts)
+
+
+class Reader(LiveWriter):
+    """Only looks up; what was never asked, or not to an end, is a failure of its own."""
+
+    def ask(self, requests: Sequence[ChatRequest], desc: str) -> list[ChatAnswer]:
+        missing = ChatAnswer(None, "", "not asked yet", True, 0, 0, 0.0, 0)
+        return [answer or missing for answer in self.chat.cached(requests)]
