@@ -52,6 +52,13 @@ STAGES = {
         Reads   the files of augment and profile, finished runs
         Writes  runs/NAME-HASH/: report.md, curves.png, metrics.json, metrics.csv, and one folder per model
         Keys    models, model_settings, candidates, training, and every key of RecBole""",
+    "ablate": """Which part earns what: variants of one model over several seeds, means, deviations and paired tests.
+
+        Reads   the source of prepare or your files, finished runs
+        Writes  runs/NAME-ablation-HASH/: ablation.md, ablation.csv; a run per variant and seed; and for variants with
+                rows or profiles of their own atomic_files/NAME-edt-HASH/
+        Keys    model, variants (default: table 3 for LLMEDT; for any other model without and with inserted rows),
+                seeds, and those of all stages before""",
     "recommend": """Top items of each domain for every user, from a trained model.
 
         Reads   the run of `model` with the same settings (train it first; give the same options again)
@@ -189,7 +196,7 @@ def help_text(stage: str | None) -> str:
 
 
 def _run_stage(stage: str | None, values: dict[str, str], command: str) -> int:
-    from recbole_edt import asking, config, doctor, pipeline
+    from recbole_edt import ablation, asking, config, doctor, pipeline
 
     options = _options(stage, values)
     dataset = values.pop("dataset", DEFAULT_DATASET)
@@ -205,6 +212,8 @@ def _run_stage(stage: str | None, values: dict[str, str], command: str) -> int:
         asking.dry_run(settings, stage, print)
     elif stage in asking.STAGES:
         asking.STAGES[stage](settings, print, **options)
+    elif stage == "ablate":
+        ablation.ablate(settings, print)
     elif stage is None:
         pipeline.run_all(settings, last, print)
     else:

@@ -6,6 +6,7 @@ beside RecBole's, and every key that nobody knows is an error that names the nea
 
 from __future__ import annotations
 
+import copy
 import difflib
 import math
 import re
@@ -191,6 +192,10 @@ class Settings:
     """The rows of ``compare``."""
     model_settings: dict[str, dict[str, Any]] = field(default_factory=dict)
     """Keys for one model only, for example ``{SASRec: {learning_rate: 0.002}}``."""
+    variants: Any = None
+    """The rows of ``ablate``: names of table 3, or a mapping of names to keys; none is all of table 3."""
+    seeds: tuple[int, ...] = (42, 44, 46)
+    """Of the trainings of ``ablate`` (paper: 42, 44, 46)."""
     candidates: str = "domain"
     """Who competes with the target: ``domain``, ``all`` or ``sampled-N`` (the paper: sampled-100)."""
     domains: tuple[str, str] | None = None
@@ -207,6 +212,10 @@ class Settings:
     """RecBole's own keys and the models' hyper-parameters, for every model alike."""
     command: str = ""
     """The command line that was given, for the report."""
+    given: dict[str, Any] = field(default_factory=dict)
+    """All keys as they were given, nested; a variant starts from them."""
+    data_variant: str = ""
+    """Ending of the augmented data set's name, for a variant with rows or profiles of its own."""
 
     @property
     def folder(self) -> Path:
@@ -216,7 +225,7 @@ class Settings:
     @property
     def augmented(self) -> str:
         """Name of the augmented data set."""
-        return f"{self.dataset}-edt"
+        return f"{self.dataset}-edt" + (f"-{self.data_variant}" if self.data_variant else "")
 
     @property
     def embedding(self) -> LLMConfig:
@@ -225,7 +234,7 @@ class Settings:
         return replace(self.llm, model=self.embed.model, **{key: one for key, one in own.items() if one is not None})
 
 
-OWN = {f.name for f in fields(Settings)} - {"recbole", "command"}
+OWN = {f.name for f in fields(Settings)} - {"recbole", "command", "given", "data_variant"}
 
 
 class _Loader(yaml.SafeLoader):
@@ -305,6 +314,18 @@ def load(dataset: str, config_files: Iterable[Path] = (), overrides: Mapping[str
     return _settings(values, origin)
 
 
+def with_keys(settings: Settings, keys: Mapping[str, Any], where: str) -> Settings:
+    """The settings with some keys given anew, written as on the command line.
+
+    Raises: ConfigError that names ``where`` as their origin.
+    """
+    values = copy.deepcopy(settings.given)
+    origin: dict[str, str] = {}
+    for key, value in keys.items():
+        _merge(values, _nested(key, value), origin, where)
+    return replace(_settings(values, origin), command=settings.command)
+
+
 def _check_name(dataset: str) -> None:
     if not re.fullmatch(r"[\w.-]+", dataset) or dataset.startswith("."):
         raise ConfigError(f"dataset: {dataset!r} is not a plain name (letters, digits, '-', '_', '.')")
@@ -348,6 +369,7 @@ Fault = Callable[[str, str], None]
 
 def _settings(values: dict[str, Any], origin: Mapping[str, str]) -> Settings:
     faults: list[str] = []
+    given = copy.deepcopy(values)
 
     def fault(key: str, message: str) -> None:
         faults.append(f"{_origin(key, origin)}: {message}")
@@ -371,7 +393,7 @@ def _settings(values: dict[str, Any], origin: Mapping[str, str]) -> Settings:
         _check_llmedt(kwargs, fault)
     if faults:
         raise ConfigError("\n".join(faults))
-    return Settings(**kwargs)
+    return Settings(**kwargs, given=given)
 
 
 def _group(name: str, cls: type, value: Any, fault: Fault) -> Any:
@@ -426,6 +448,11 @@ def _check_own(kwargs: dict[str, Any], fault: Fault) -> None:
             kwargs["domains"] = tuple(map(str, domains))
         else:
             fault("domains", f"domains: expected two names such as [food, kitchen], found {domains!r}")
+    seeds = kwargs.get("seeds", Settings.seeds)
+    seeds = [read_yaml(one) for one in seeds.replace(",", " ").split()] if isinstance(seeds, str) else _as_list(seeds)
+    if not seeds or not all(_is_whole(seed) and 0 <= seed < 2**32 for seed in seeds) or len(set(seeds)) < len(seeds):
+        fault("seeds", f"seeds: expected different whole numbers such as [42, 44, 46], found {kwargs.get('seeds')!r}")
+    kwargs["seeds"] = tuple(seeds)
     k_core = kwargs.get("k_core", 0)
     if not _is_whole(k_core) or k_core < 0:
         fault("k_core", f"k_core: {k_core!r} is not a whole number of at least 0")
@@ -544,7 +571,7 @@ SPECIAL: dict[str, Callable[[Any, Mapping[str, Any]], str | None]] = {
 
 
 def _as_list(value: Any) -> list[Any]:
-    return value if isinstance(value, list) else [value]
+    return list(value) if isinstance(value, list | tuple) else [value]
 
 
 def _check_llmedt(kwargs: Mapping[str, Any], fault: Fault) -> None:

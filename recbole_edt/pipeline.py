@@ -50,7 +50,7 @@ from recbole_edt.files import (
 from recbole_edt.model import LLMEDT
 from recbole_edt.recommend import load as load_run
 from recbole_edt.split import catalogue_hash
-from recbole_edt.trainer import trainer_class
+from recbole_edt.trainer import PhaseConfig, trainer_class
 from recbole_edt.writer import LiveWriter, embedder_identity, llm_identity
 
 Say = Callable[[str], None]
@@ -327,6 +327,8 @@ class Experiment:
     split_hash: str
     candidates: dict[str, CandidateTable]
     """Drawn candidates of the parts ``validation`` and ``test``; empty unless they are sampled."""
+    share_pretraining: bool = False
+    """Whether runs that differ in fine-tuning alone pre-train once."""
 
     @property
     def candidates_hash(self) -> str:
@@ -335,15 +337,26 @@ class Experiment:
 
 def open_experiment(settings: Settings) -> Experiment:
     """Load the augmented data set, fix split and candidates, and name the run directory after them."""
-    data = read_augmented(settings)
+    read_augmented(settings)  # checks the files
+    dataset = EDTDataset(recbole_config(settings, "LLMEDT", settings.augmented, settings.runs_path))
+    dataset._change_feat_format()
+    return experiment_on(dataset, settings)
+
+
+def experiment_on(dataset: EDTDataset, settings: Settings) -> Experiment:
+    """The experiment on a loaded data set, under settings that leave its rows as they are."""
+    data = dataset.source
     split_hash = split.split_hash(data, split.leave_one_out(data))
-    seed = int(settings.recbole.get("seed", RUN_DEFAULTS["seed"]))
+    seed = seed_of(settings)
     key = sha256_of(split_hash, catalogue_hash(data), settings.candidates, seed)
     folder = settings.runs_path / f"{settings.dataset}-{key[:8]}"
-    dataset = EDTDataset(recbole_config(settings, "LLMEDT", settings.augmented, folder))
-    dataset._change_feat_format()
     candidates = stored_candidates(dataset, settings.candidates, seed, folder)
     return Experiment(settings, folder, dataset, split_hash, candidates)
+
+
+def seed_of(settings: Settings) -> int:
+    """The seed of sampled candidates and, unless a model has its own, of training."""
+    return int(settings.recbole.get("seed", RUN_DEFAULTS["seed"]))
 
 
 def stored_candidates(dataset: EDTDataset, candidates: str, seed: int, folder: Path) -> dict[str, CandidateTable]:
@@ -394,6 +407,47 @@ def train_model(experiment: Experiment, name: str) -> report.ModelResult:
     return read_result(run_dir)
 
 
+def ranks_under(experiment: Experiment, name: str, candidates: str) -> pd.DataFrame:
+    """Ranks of a finished run's test targets among other candidates than it was trained with, kept beside its own."""
+    run_dir = run_directory(experiment, name)
+    path = run_dir / f"ranks-{candidates}.csv"
+    if not path.is_file():
+        _, trainer, test_data = open_run(under(experiment, candidates), name, run_dir)
+        with _log_to(run_dir / "log.txt"):
+            trainer.evaluate(test_data, load_best_model=True)
+        _write_ranks(experiment, trainer.evaluator.ranks, path)
+    return read_ranks(path)
+
+
+def under(experiment: Experiment, candidates: str) -> Experiment:
+    """The same with other candidates, which are stored where comparisons among them look for them.
+
+    Raises: DataError if a user has fewer items left in the target's domain.
+    """
+    settings = dataclasses.replace(experiment.settings, candidates=candidates)
+    return experiment_on(experiment.dataset, settings)
+
+
+def open_run(experiment: Experiment, name: str, run_dir: Path) -> tuple[Any, Any, Any]:
+    """Model, trainer and test loader of a finished run; the trainer loads the weights when it evaluates."""
+    config = recbole_config(experiment.settings, name, experiment.settings.augmented, run_dir)
+    init_seed(config["seed"], config["reproducibility"])
+    train_data, _, test_data, cls = loaders(experiment, config, name)
+    model = cls(config, train_data._dataset).to(config["device"])
+    if name == "LLMEDT":
+        model.start_finetuning()
+    return model, make_trainer(experiment, config, model, run_dir, train_data._dataset), test_data
+
+
+def _write_ranks(experiment: Experiment, ranks: pd.DataFrame, path: Path) -> None:
+    tokens = experiment.dataset.field2id_token
+    users, items = tokens[experiment.dataset.uid_field], tokens[experiment.dataset.iid_field]
+    about = {**ranks.attrs, "split_hash": experiment.split_hash}
+    ranks = ranks.assign(**_groups(experiment, ranks))
+    ranks.attrs = about
+    write_ranks(ranks, path, users, items)
+
+
 def _sees_generated(config: Any) -> bool:
     chosen = config["use_generated"]
     return config["model"] == "LLMEDT" if chosen is None else bool(chosen)
@@ -416,12 +470,7 @@ def _run(experiment: Experiment, config: Any, name: str, run_dir: Path) -> None:
     with _log_to(run_dir / "log.txt"):
         trainer.fit(train_data, valid_data)
         test = trainer.evaluate(test_data, load_best_model=True)
-    ranks = trainer.evaluator.ranks
-    tokens = experiment.dataset.field2id_token
-    users, items = tokens[experiment.dataset.uid_field], tokens[experiment.dataset.iid_field]
-    ranks = ranks.assign(**_groups(experiment, ranks))
-    ranks.attrs = {**trainer.evaluator.ranks.attrs, "split_hash": experiment.split_hash}
-    write_ranks(ranks, run_dir / "ranks.csv", users, items)
+    _write_ranks(experiment, trainer.evaluator.ranks, run_dir / "ranks.csv")
     result = {
         "model": name,
         "dataset": experiment.settings.augmented,
@@ -473,6 +522,8 @@ def make_trainer(experiment: Experiment, config: Any, model: Any, run_dir: Path,
     with _tensorboard_in(run_dir):
         trainer = trainer_class(config["MODEL_TYPE"], config["model"])(config, model)
     trainer.run_dir, trainer.saved_model_file = run_dir, str(run_dir / "best.pth")
+    if experiment.share_pretraining and config["model"] == "LLMEDT":
+        trainer.shared_pretraining = experiment.folder / f"pretraining-{_pretraining_key(experiment, config)[:8]}.pth"
     device = config["device"]
     trainer.collectors = {
         phase: RankCollector(
@@ -488,6 +539,13 @@ def make_trainer(experiment: Experiment, config: Any, model: Any, run_dir: Path,
     }
     trainer.evaluator = RankEvaluator(config["topk"])
     return trainer
+
+
+def _pretraining_key(experiment: Experiment, config: Any) -> str:
+    """Of everything that pre-training depends on."""
+    phase = {f.name for f in dataclasses.fields(PhaseConfig)}
+    plain = {key: value for key, value in resolved_config(config).items() if key not in phase}
+    return sha256_of(plain, experiment.split_hash, artefacts_hash(config), recbole_edt.__version__)
 
 
 def _n_targets(part: EDTDataset) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -137,7 +138,7 @@ def load(run_dir: str | Path, data_path: str | Path | None = None) -> Recommende
     result = read_json(run_dir / "result.json")
     name, dataset_name = result["model"], result["dataset"]
     settings = Settings(
-        dataset=dataset_name.removesuffix("-edt"),
+        dataset=re.sub(r"-edt(-[0-9a-f]{8})?$", "", dataset_name),
         data_path=Path(data_path or result["data_path"]),
         domains=tuple(result["domains"]),
         recbole=result["settings"],

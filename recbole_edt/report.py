@@ -179,8 +179,16 @@ def compare(
         difference are left out).
     Raises: DataError if the tables cannot be compared, ConfigError for an unknown metric.
     """
-    check_comparable([ranks_a, ranks_b])
-    a, b = _values_by_user(ranks_a, metric), _values_by_user(ranks_b, metric)
+    return compare_seeds([ranks_a], [ranks_b], metric, seed)
+
+
+def compare_seeds(
+    seeds_a: Sequence[pd.DataFrame], seeds_b: Sequence[pd.DataFrame], metric: str = "ndcg@10", seed: int = 42
+) -> dict[str, Any]:
+    """As ``compare``, of each user's mean over several trainings, the tables of one seed at one place in both."""
+    for pair in zip(seeds_a, seeds_b, strict=True):
+        check_comparable(pair)
+    a, b = (np.mean([_values_by_user(ranks, metric) for ranks in seeds], axis=0) for seeds in (seeds_a, seeds_b))
     # Equal differences must tie in the test, whatever their rounding.
     difference = np.round(a - b, 12)
     low, high = bootstrap_interval(difference, seed)
@@ -220,15 +228,21 @@ def paired_tests(
         ``high``, ``p`` and ``p_holm``.
     Raises: ConfigError if no run has the name ``reference``, DataError if the runs cannot be compared.
     """
-    others = _by_name(runs)
-    if reference not in others:
-        raise ConfigError(f"no model is called {reference!r}; there are {', '.join(others)}")
-    own = _by_domain(others.pop(reference).ranks)
+    return paired_tests_over_seeds({name: [run] for name, run in _by_name(runs).items()}, reference, metric, seed)
+
+
+def paired_tests_over_seeds(
+    runs: Mapping[str, Sequence[ModelResult]], reference: str, metric: str = "ndcg@10", seed: int = 42
+) -> pd.DataFrame:
+    """As ``paired_tests``, of models that were each trained with the same seeds in the same order."""
+    if reference not in runs:
+        raise ConfigError(f"no model is called {reference!r}; there are {', '.join(runs)}")
+    tables = {name: _by_domain([run.ranks for run in several]) for name, several in runs.items()}
     rows = [
-        {"model": name, "domain": domain, **compare(a, b, metric, seed)}
-        for name, other in others.items()
-        for (domain, a), (_, b) in zip(own, _by_domain(other.ranks), strict=True)
-        if len(a)
+        {"model": name, "domain": domain, **compare_seeds(own, tables[name][domain], metric, seed)}
+        for name in runs
+        for domain, own in tables[reference].items()
+        if name != reference and len(own[0])
     ]
     columns = ["model", "domain", "users", "difference", "low", "high", "p"]
     table = pd.DataFrame(rows, columns=columns)
@@ -241,6 +255,73 @@ def parse_metric(metric: str) -> tuple[str, int]:
     if match is None or match[1] not in METRICS:
         raise ConfigError(f"unknown metric {metric!r}; use {', '.join(METRICS)} with a cut-off, as in ndcg@10")
     return match[1], int(match[2])
+
+
+# ---- several seeds -------------------------------------------------------------------------------------------
+
+
+def seeds_table(runs: Mapping[str, Sequence[ModelResult]], k: int = 10) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Mean and sample standard deviation over seeds: a row per model, columns (domain, metric).
+
+    One seed has no deviation: NaN.
+    """
+    tables = {
+        name: pd.concat([comparison_table([run], k) for run in several], ignore_index=True)
+        for name, several in runs.items()
+    }
+    mean, deviation = ({name: getattr(table, how)() for name, table in tables.items()} for how in ("mean", "std"))
+    return pd.DataFrame(mean).T, pd.DataFrame(deviation).T
+
+
+def print_seeds(
+    runs: Mapping[str, Sequence[ModelResult]], title: str, k: int = 10, file: IO[str] | None = None
+) -> None:
+    """Print means with their deviations in brackets; domains stand one below the other where there is no room."""
+    console = Console(file=file, highlight=False)
+    if not console.is_terminal:
+        console.width = 1000
+    console.print(Text(title))
+    cells = _seeds_cells(runs, k, "{} ({})")
+    domains = list(dict.fromkeys(domain for domain, _ in cells))
+    parts = [_seeds_block(list(runs), cells, domains)]
+    if console.measure(parts[0], options=console.options.update(max_width=10_000)).maximum > console.width:
+        parts = [_seeds_block(list(runs), cells, [domain]) for domain in domains]
+    for part in parts:
+        console.print(part, end="\n\n")
+
+
+def variants_report(
+    runs: Mapping[str, Mapping[str, Sequence[ModelResult]]],
+    title: str,
+    offline: str,
+    variants: Sequence[str],
+    settings: Sequence[str],
+    versions: Mapping[str, str],
+    reproduce: str,
+    k: int = 10,
+) -> str:
+    """Variants of one model over several seeds, as Markdown; the first is tested against all others.
+
+    Args:
+        runs: by candidates, then by variant: a run per seed, seeds in the same order.
+        title: heading.
+        offline: what stood in for a language model.
+        variants: a line per variant on what it changes.
+        settings: lines on what all have in common.
+        versions: of the libraries.
+        reproduce: the command that gives these numbers.
+        k: the cut-off of the tables.
+    """
+    sections = [f"# {_escape(title)}", _escape(offline), "Mean ± standard deviation over seeds."]
+    for several in runs.values():
+        first = next(iter(several))
+        tests = paired_tests_over_seeds(several, first, f"ndcg@{k}")
+        sections += [f"## {_escape(what_was_ranked(several[first][0].ranks))}", _seeds_markdown(several, k)]
+        sections += [f"### {_escape(first)} against the others, ndcg@{k}, each user's mean over seeds"]
+        sections += [_tests_markdown(tests)]
+    sections += ["## Variants", _code(variants), "## Settings", _code(settings)]
+    sections += ["## Versions", _code(f"{library} {version}" for library, version in versions.items())]
+    return "\n\n".join([*sections, "## How to reproduce", _code(reproduce.splitlines())]) + "\n"
 
 
 # ---- report and figure ---------------------------------------------------------------------------------------
@@ -436,9 +517,10 @@ def _wilcoxon(difference: np.ndarray) -> float:
     return float(stats.wilcoxon(difference).pvalue)
 
 
-def _by_domain(ranks: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
-    parts = [(domain, ranks[ranks["domain"] == domain]) for domain in domains_of(ranks)]
-    return [(OVERALL, ranks), *parts]
+def _by_domain(tables: Sequence[pd.DataFrame]) -> dict[str, list[pd.DataFrame]]:
+    """The rows of all users, and of those of each domain."""
+    parts = {domain: [ranks[ranks["domain"] == domain] for ranks in tables] for domain in domains_of(tables[0])}
+    return {OVERALL: list(tables), **parts}
 
 
 def _results_markdown(runs: Sequence[ModelResult], k: int) -> str:
@@ -452,6 +534,36 @@ def _results_markdown(runs: Sequence[ModelResult], k: int) -> str:
     if any(run.status == EPOCH_CAP for run in runs):
         text += f"\n\n† {CAP_LEGEND}."
     return text
+
+
+def _seeds_cells(runs: Mapping[str, Sequence[ModelResult]], k: int, form: str) -> dict[Any, list[str]]:
+    """Mean and deviation of every model as text, by (domain, metric)."""
+    mean, deviation = seeds_table(runs, k)
+    cells: dict[Any, list[str]] = {}
+    for place, column in enumerate(mean.columns.to_flat_index().to_list()):
+        values = zip(mean.iloc[:, place], deviation.iloc[:, place], strict=True)
+        cells[column] = [form.format(_shown(a), _shown(b)) for a, b in values]
+    return cells
+
+
+def _seeds_block(names: list[str], cells: Mapping[Any, list[str]], domains: list[str]) -> Table:
+    block = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
+    block.add_column("")
+    shown = {column: texts for column, texts in cells.items() if column[0] in domains}
+    for column in shown:
+        block.add_column(Text(" ".join(column)), justify="right", no_wrap=True)
+    for name, *row in zip(names, *shown.values(), strict=True):
+        block.add_row(Text(name), *map(Text, row))
+    return block
+
+
+def _seeds_markdown(runs: Mapping[str, Sequence[ModelResult]], k: int) -> str:
+    cells = _seeds_cells(runs, k, "{} ± {}")
+    capped = [any(run.status == EPOCH_CAP for run in several) for several in runs.values()]
+    names = [_escape(name + "†" * cap) for name, cap in zip(runs, capped, strict=True)]
+    headings = ["variant", *(_escape(" ".join(column)) for column in cells)]
+    text = _markdown_table(headings, list(zip(names, *cells.values(), strict=True)))
+    return text + f"\n\n† in at least one seed {CAP_LEGEND}." * any(capped)
 
 
 def _groups_markdown(groups: pd.DataFrame) -> str:

@@ -255,6 +255,8 @@ class LLMEDTTrainer(ResumableTraining, Trainer):
     """Pre-trains, loads the best weights, freezes them, and fine-tunes the user adapters (section 3.5)."""
 
     phase = "pretrain"
+    shared_pretraining: Path | None = None
+    """File of a finished pre-training; read if it is there, written if not."""
 
     def __init__(self, config: Any, model: Any) -> None:
         self.phase_config = PhaseConfig.read(config)
@@ -274,10 +276,14 @@ class LLMEDTTrainer(ResumableTraining, Trainer):
         Fine-tuning starts at the pre-trained scores, and its checkpoint is replaced only by a better one.
         """
         final, pretrained = self.saved_model_file, f"{self.saved_model_file}.pretrain"
-        state = self._saved_state()
-        if state is None or state["phase"] == "pretrain":
+        state, shared = self._saved_state(), self.shared_pretraining
+        if state is None and shared is not None and shared.is_file():
+            self._take_pretraining(shared, pretrained, train_data)
+        elif state is None or state["phase"] == "pretrain":
             self.saved_model_file = pretrained
             super().fit(train_data, valid_data, verbose, True, show_progress, callback_fn)
+            if shared is not None:
+                self._share_pretraining(shared, pretrained, train_data)
         self.saved_model_file = final
         self._load_pretrained(pretrained)
         if saved and (state is None or state["phase"] == "pretrain"):
@@ -292,6 +298,26 @@ class LLMEDTTrainer(ResumableTraining, Trainer):
         else:
             train_data = finetuning_loader(train_data)
         return super().fit(train_data, valid_data, verbose, saved, show_progress, callback_fn)
+
+    def _share_pretraining(self, shared: Path, pretrained: str, train_data: Any) -> None:
+        """Keep the best weights, the log, and the state of all random numbers, so that what follows is the same."""
+        state = {
+            "checkpoint": load_checkpoint(Path(pretrained), self.device),
+            "best_valid_result": dict(self.best_valid_result or {}),
+            "epoch_log": self.epoch_log,
+            "phases": self.phases,
+            "random": random_state(),
+            "generator": train_data.generator.get_state(),
+        }
+        write_checkpoint(shared, state)
+
+    def _take_pretraining(self, shared: Path, pretrained: str, train_data: Any) -> None:
+        state = load_checkpoint(shared, self.device)
+        write_checkpoint(pretrained, state["checkpoint"])
+        self.best_valid_result = state["best_valid_result"] or None
+        self.epoch_log, self.phases = state["epoch_log"], state["phases"]
+        train_data.generator.set_state(state["generator"].cpu())
+        set_random_state(state["random"])
 
     def _load_pretrained(self, path: str) -> None:
         if not Path(path).is_file():

@@ -1,0 +1,202 @@
+"""One model in several variants, each trained with several seeds: which part of the method earns what.
+
+A variant is a set of keys over the settings as they are. Those that change augmented rows or profiles get data
+files of their own, named by a hash; item vectors are shared by all, and pre-training by those that differ in
+fine-tuning alone. Every training is a run like any other: done once, resumed, and read by later commands.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from recbole_edt import config, pipeline, report
+from recbole_edt.config import GROUPS, OWN, Settings
+from recbole_edt.errors import ConfigError, DataError
+from recbole_edt.evaluation import TOPK, domain_metrics
+from recbole_edt.files import library_versions, sha256_of, write_safely, write_text
+
+TABLE_3: dict[str, dict[str, Any]] = {
+    "w/o Aug.": {"augment.insertion": "none"},
+    "w/o Filtering": {"augment.filter": False},
+    "w/o Inserting": {"augment.insertion": "append"},
+    "Random Inserting": {"augment.insertion": "random"},
+    "w/o DFT": {"finetune_epochs": 0},
+    "w/o Profiling": {"alpha": 0},
+    "w/o S-R-A": {"profile.pipeline": "plain"},
+}
+"""The variants of the paper's table 3, by their names there."""
+AUGMENTATION: dict[str, dict[str, Any]] = {
+    "raw rows": {"use_generated": False},
+    "augmented rows": {"use_generated": True},
+}
+"""The variants of any other model: does the augmentation help it?"""
+SAMPLED = "sampled-100"
+"""The paper's candidates, beside those that the settings name."""
+
+_DATA_GROUPS = ("augment", "profile")
+_NO_SETTINGS = ("data_path", "runs_path", "variants", "models")
+
+
+def variants_of(settings: Settings) -> dict[str, dict[str, Any]]:
+    """Keys by variant, written as on the command line; the first is the one that all others are tested against.
+
+    Raises: ConfigError for a name that nobody defined, or keys that no variant may have.
+    """
+    known = TABLE_3 if settings.model == "LLMEDT" else AUGMENTATION
+    first: dict[str, dict[str, Any]] = {"LLM-EDT": {}} if settings.model == "LLMEDT" else {settings.model: {}}
+    wanted = settings.variants
+    if wanted is None:
+        return first | TABLE_3 if settings.model == "LLMEDT" else dict(AUGMENTATION)
+    if isinstance(wanted, str):
+        wanted = [name.strip() for name in wanted.split(",")]
+    if isinstance(wanted, list):
+        wanted = dict.fromkeys(wanted)
+    if not isinstance(wanted, Mapping) or not wanted:
+        raise ConfigError(f"variants: expected names such as 'w/o DFT', or names with keys, found {wanted!r}")
+    found, faults = dict(first), []
+    for name, keys in wanted.items():
+        if keys is None and name in known:
+            found[name] = known[name]
+        elif isinstance(keys, Mapping):
+            found[str(name)] = dict(_flat(keys))
+        else:
+            near = difflib.get_close_matches(str(name), known, n=1)
+            hint = f" (did you mean {near[0]!r}?)" if near else ""
+            faults.append(f"variants: {name!r} has no keys and is not one of {', '.join(known)}{hint}")
+    if faults:
+        raise ConfigError("\n".join(faults))
+    return found
+
+
+def _flat(keys: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in keys.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def settings_of(settings: Settings, name: str, keys: Mapping[str, Any], seed: int) -> Settings:
+    """The settings of one variant and seed.
+
+    Raises: ConfigError naming the variant, for keys that all variants share, and for faults of its keys.
+    """
+    own: dict[str, Any] = {"seed": seed}
+    for key, value in keys.items():
+        group = key.partition(".")[0]
+        if group in {*OWN, *GROUPS, "seed"} - set(_DATA_GROUPS):
+            raise ConfigError(f"variants: {name}: {key} is the same for all variants")
+        # A model's own settings win over those for all.
+        own[key if group in GROUPS else f"model_settings.{settings.model}.{key}"] = value
+    chosen = config.with_keys(settings, own, f"variant {name!r}")
+    data = [[asdict(getattr(one, group)) for group in _DATA_GROUPS] for one in (settings, chosen)]
+    return chosen if data[0] == data[1] else replace(chosen, data_variant=sha256_of(data[1])[:8])
+
+
+def check(settings: Settings) -> None:
+    """Everything that can be known before any work.
+
+    Raises: ConfigError listing the faults of all variants.
+    """
+    faults = []
+    for name, keys in variants_of(settings).items():
+        try:
+            config.check_model(settings_of(settings, name, keys, settings.seeds[0]), settings.model)
+        except ConfigError as error:
+            faults.append(str(error))
+    if faults:
+        raise ConfigError("\n".join(dict.fromkeys(faults)))
+
+
+def ablate(settings: Settings, say: pipeline.Say) -> None:
+    """Train every variant with every seed; print and write means, deviations and paired tests."""
+    check(settings)
+    for stage in ("prepare", "embed"):
+        pipeline.STAGES[stage](settings, say)
+    variants = variants_of(settings)
+    found: dict[str, dict[str, list[report.ModelResult]]] = {}
+    rows = []
+    for name, keys in variants.items():
+        for seed, experiment, result in _trained(settings, name, keys, say):
+            run = pipeline.run_directory(experiment, settings.model)
+            for candidates, ranks in _ranked(experiment, settings.model, result).items():
+                named = replace(result, name=name, ranks=ranks)
+                found.setdefault(candidates, {}).setdefault(name, []).append(named)
+                rows += _rows(name, seed, candidates, named, run)
+    folder = settings.runs_path / f"{settings.dataset}-ablation-{sha256_of([row['run'] for row in rows])[:8]}"
+    with write_safely(folder / "ablation.csv") as temporary:
+        pd.DataFrame(rows).to_csv(temporary, index=False, lineterminator="\n")
+    text = report.variants_report(
+        found,
+        f"Variants of {_title(settings)}",
+        pipeline.llm_note(settings),
+        [f"{name}: {_changes(keys)}" for name, keys in variants.items()],
+        _settings_lines(settings),
+        library_versions(),
+        settings.command,
+    )
+    write_text(folder / "ablation.md", text)
+    for runs in found.values():
+        first = next(iter(runs.values()))[0]
+        report.print_seeds(runs, f"{_title(settings)}: {report.what_was_ranked(first.ranks)}")
+    if len(found) == 1 and SAMPLED not in found:
+        say(f"note: {SAMPLED} is left out, a domain has too few items for it")
+    say(f"report: {folder / 'ablation.md'}")
+
+
+def _trained(
+    settings: Settings, name: str, keys: Mapping[str, Any], say: pipeline.Say
+) -> Iterator[tuple[int, pipeline.Experiment, report.ModelResult]]:
+    """Each seed with its experiment and finished run; the data are made, and loaded, once."""
+    dataset = None
+    for seed in settings.seeds:
+        own = settings_of(settings, name, keys, seed)
+        if dataset is None:
+            for stage in _DATA_GROUPS:
+                pipeline.STAGES[stage](own, lambda line: say(f"{name}: {line}"))
+            dataset = pipeline.open_experiment(own).dataset
+        experiment = replace(pipeline.experiment_on(dataset, own), share_pretraining=True)
+        result = pipeline.train_model(experiment, settings.model)
+        metrics = domain_metrics(result.ranks, (10,))
+        say(f"{name}, seed {seed}: ndcg@10 {metrics['ndcg@10'].iloc[-1]:.4f}, ended by {result.status}")
+        yield seed, experiment, result
+
+
+def _ranked(
+    experiment: pipeline.Experiment, model: str, result: report.ModelResult
+) -> dict[str, pd.DataFrame]:
+    """Rank tables of a run by candidates: its own, and the paper's sampled ones where there are enough items."""
+    own = {experiment.settings.candidates: result.ranks}
+    if SAMPLED in own:
+        return own
+    try:
+        pipeline.under(experiment, SAMPLED)
+    except DataError:
+        return own
+    return {**own, SAMPLED: pipeline.ranks_under(experiment, model, SAMPLED)}
+
+
+def _rows(name: str, seed: int, candidates: str, result: report.ModelResult, run: Path) -> list[dict[str, Any]]:
+    about = {"variant": name, "seed": seed, "candidates": candidates, "ended_by": result.status, "run": run.as_posix()}
+    metrics = domain_metrics(result.ranks, TOPK)
+    return [{**about, "domain": domain, **dict(values)} for domain, values in metrics.iterrows()]
+
+
+def _title(settings: Settings) -> str:
+    seeds = ", ".join(map(str, settings.seeds))
+    return f"{settings.model} on {settings.dataset}, leave-one-out, test targets, seeds {seeds}"
+
+
+def _changes(keys: Mapping[str, Any]) -> str:
+    return ", ".join(f"{key}={value}" for key, value in keys.items()) or "the settings below"
+
+
+def _settings_lines(settings: Settings) -> list[str]:
+    values = dict(_flat({key: value for key, value in settings.given.items() if key not in _NO_SETTINGS}))
+    return [f"{key}: {values[key]}" for key in sorted(values)]
