@@ -59,6 +59,11 @@ STAGES = {
                 rows or profiles of their own atomic_files/NAME-edt-HASH/
         Keys    model, variants (default: table 3 for LLMEDT; for any other model without and with inserted rows),
                 seeds, and those of all stages before""",
+    "audit": """NOT COMPARABLE: one trained LLM-EDT under the released code's protocol, leak by leak, and honestly.
+
+        Reads   the run of LLMEDT with the same settings (train it first; give the same options again)
+        Writes  runs/NAME-HASH/LLMEDT-HASH/: audit.md, audit.csv
+        Keys    those of train; candidates are all real items of the domain, and 100 negatives where it says so""",
     "recommend": """Top items of each domain for every user, from a trained model.
 
         Reads   the run of `model` with the same settings (train it first; give the same options again)
@@ -196,7 +201,7 @@ def help_text(stage: str | None) -> str:
 
 
 def _run_stage(stage: str | None, values: dict[str, str], command: str) -> int:
-    from recbole_edt import ablation, asking, config, doctor, pipeline
+    from recbole_edt import ablation, asking, audit, config, doctor, pipeline
 
     options = _options(stage, values)
     dataset = values.pop("dataset", DEFAULT_DATASET)
@@ -212,8 +217,8 @@ def _run_stage(stage: str | None, values: dict[str, str], command: str) -> int:
         asking.dry_run(settings, stage, print)
     elif stage in asking.STAGES:
         asking.STAGES[stage](settings, print, **options)
-    elif stage == "ablate":
-        ablation.ablate(settings, print)
+    elif stage in ("ablate", "audit"):
+        {"ablate": ablation.ablate, "audit": audit.audit}[stage](settings, print)
     elif stage is None:
         pipeline.run_all(settings, last, print)
     else:

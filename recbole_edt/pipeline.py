@@ -407,6 +407,19 @@ def train_model(experiment: Experiment, name: str) -> report.ModelResult:
     return read_result(run_dir)
 
 
+def finished_run(experiment: Experiment, name: str) -> Path:
+    """Folder of a model that is trained.
+
+    Raises: DataError naming what there is instead.
+    """
+    run_dir = run_directory(experiment, name)
+    if not (run_dir / "result.json").is_file():
+        others = sorted(path.parent.name for path in experiment.folder.glob(f"{name}-*/result.json"))
+        hint = f"; with other settings there is {', '.join(others)}: give its options again" if others else ""
+        raise DataError(f"{run_dir} is no finished run of {name}: run the stage train first{hint}")
+    return run_dir
+
+
 def ranks_under(experiment: Experiment, name: str, candidates: str) -> pd.DataFrame:
     """Ranks of a finished run's test targets among other candidates than it was trained with, kept beside its own."""
     run_dir = run_directory(experiment, name)
@@ -436,7 +449,7 @@ def open_run(experiment: Experiment, name: str, run_dir: Path) -> tuple[Any, Any
     model = cls(config, train_data._dataset).to(config["device"])
     if name == "LLMEDT":
         model.start_finetuning()
-    return model, make_trainer(experiment, config, model, run_dir, train_data._dataset), test_data
+    return model, make_trainer(experiment, config, model, run_dir, train_data._dataset, trains=False), test_data
 
 
 def _write_ranks(experiment: Experiment, ranks: pd.DataFrame, path: Path) -> None:
@@ -517,9 +530,11 @@ def loaders(experiment: Experiment, config: Any, name: str) -> tuple[Any, Any, A
     return train_data, eval_loader(config, valid), eval_loader(config, test), cls
 
 
-def make_trainer(experiment: Experiment, config: Any, model: Any, run_dir: Path, part: EDTDataset) -> Any:
-    """The model's trainer, writing into ``run_dir`` and ranking by our rules."""
-    with _tensorboard_in(run_dir):
+def make_trainer(
+    experiment: Experiment, config: Any, model: Any, run_dir: Path, part: EDTDataset, trains: bool = True
+) -> Any:
+    """The model's trainer, writing into ``run_dir`` and ranking by our rules; one that only evaluates keeps no log."""
+    with _tensorboard_in(run_dir if trains else None):
         trainer = trainer_class(config["MODEL_TYPE"], config["model"])(config, model)
     trainer.run_dir, trainer.saved_model_file = run_dir, str(run_dir / "best.pth")
     if experiment.share_pretraining and config["model"] == "LLMEDT":
@@ -593,12 +608,12 @@ def _log_to(path: Path) -> Iterator[None]:
 
 
 @contextmanager
-def _tensorboard_in(run_dir: Path) -> Iterator[None]:
-    """RecBole's trainer opens its TensorBoard files in the working directory; ours go to the run's."""
+def _tensorboard_in(run_dir: Path | None) -> Iterator[None]:
+    """RecBole's trainer opens its TensorBoard files in the working directory; ours go to the run's, or nowhere."""
     from torch.utils.tensorboard import SummaryWriter
 
     original = recbole_trainer.get_tensorboard
-    recbole_trainer.get_tensorboard = lambda logger: SummaryWriter(str(run_dir / "tensorboard"))
+    recbole_trainer.get_tensorboard = lambda logger: run_dir and SummaryWriter(str(run_dir / "tensorboard"))
     try:
         yield
     finally:
@@ -665,12 +680,7 @@ def compare(settings: Settings, say: Say) -> None:
 
 def recommend(settings: Settings, say: Say) -> None:
     """Top items of each domain for every user, from the trained run of ``model``."""
-    experiment = open_experiment(settings)
-    run_dir = run_directory(experiment, settings.model)
-    if not (run_dir / "result.json").is_file():
-        others = sorted(path.parent.name for path in experiment.folder.glob(f"{settings.model}-*/result.json"))
-        hint = f"; with other settings there is {', '.join(others)}: give its options again" if others else ""
-        raise DataError(f"{run_dir} is no finished run of {settings.model}: run the stage train first{hint}")
+    run_dir = finished_run(open_experiment(settings), settings.model)
     options = settings.recommend
     path = run_dir / "recommendations.csv"
     n_users = 0

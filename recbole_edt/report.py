@@ -276,18 +276,37 @@ def seeds_table(runs: Mapping[str, Sequence[ModelResult]], k: int = 10) -> tuple
 def print_seeds(
     runs: Mapping[str, Sequence[ModelResult]], title: str, k: int = 10, file: IO[str] | None = None
 ) -> None:
-    """Print means with their deviations in brackets; domains stand one below the other where there is no room."""
+    """Print means with their deviations in brackets."""
+    print_cells(title, list(runs), _seeds_cells(runs, k, "{} ({})"), file)
+
+
+def print_cells(
+    title: str, names: Sequence[str], cells: Mapping[tuple[str, str], Sequence[str]], file: IO[str] | None = None
+) -> None:
+    """Print a table of ready texts; groups of columns stand one below the other where there is no room.
+
+    Args:
+        title: a line above it.
+        names: of the rows.
+        cells: a text per row, by (group, column).
+        file: where to print; None is the standard output.
+    """
     console = Console(file=file, highlight=False)
     if not console.is_terminal:
         console.width = 1000
     console.print(Text(title))
-    cells = _seeds_cells(runs, k, "{} ({})")
-    domains = list(dict.fromkeys(domain for domain, _ in cells))
-    parts = [_seeds_block(list(runs), cells, domains)]
+    groups = list(dict.fromkeys(group for group, _ in cells))
+    parts = [_cells_block(names, cells, groups)]
     if console.measure(parts[0], options=console.options.update(max_width=10_000)).maximum > console.width:
-        parts = [_seeds_block(list(runs), cells, [domain]) for domain in domains]
+        parts = [_cells_block(names, cells, [group]) for group in groups]
     for part in parts:
         console.print(part, end="\n\n")
+
+
+def cells_markdown(heading: str, names: Sequence[str], cells: Mapping[tuple[str, str], Sequence[str]]) -> str:
+    """The same as Markdown; ``heading`` stands over the names."""
+    headings = [_escape(heading), *(_escape(" ".join(column)) for column in cells)]
+    return _markdown_table(headings, list(zip(map(_escape, names), *cells.values(), strict=True)))
 
 
 def variants_report(
@@ -546,10 +565,12 @@ def _seeds_cells(runs: Mapping[str, Sequence[ModelResult]], k: int, form: str) -
     return cells
 
 
-def _seeds_block(names: list[str], cells: Mapping[Any, list[str]], domains: list[str]) -> Table:
+def _cells_block(
+    names: Sequence[str], cells: Mapping[tuple[str, str], Sequence[str]], groups: Sequence[str]
+) -> Table:
     block = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
     block.add_column("")
-    shown = {column: texts for column, texts in cells.items() if column[0] in domains}
+    shown = {column: texts for column, texts in cells.items() if column[0] in groups}
     for column in shown:
         block.add_column(Text(" ".join(column)), justify="right", no_wrap=True)
     for name, *row in zip(names, *shown.values(), strict=True):
@@ -558,12 +579,10 @@ def _seeds_block(names: list[str], cells: Mapping[Any, list[str]], domains: list
 
 
 def _seeds_markdown(runs: Mapping[str, Sequence[ModelResult]], k: int) -> str:
-    cells = _seeds_cells(runs, k, "{} ± {}")
-    capped = [any(run.status == EPOCH_CAP for run in several) for several in runs.values()]
-    names = [_escape(name + "†" * cap) for name, cap in zip(runs, capped, strict=True)]
-    headings = ["variant", *(_escape(" ".join(column)) for column in cells)]
-    text = _markdown_table(headings, list(zip(names, *cells.values(), strict=True)))
-    return text + f"\n\n† in at least one seed {CAP_LEGEND}." * any(capped)
+    capped = {name: any(run.status == EPOCH_CAP for run in several) for name, several in runs.items()}
+    names = [name + "†" * cap for name, cap in capped.items()]
+    text = cells_markdown("variant", names, _seeds_cells(runs, k, "{} ± {}"))
+    return text + f"\n\n† in at least one seed {CAP_LEGEND}." * any(capped.values())
 
 
 def _groups_markdown(groups: pd.DataFrame) -> str:

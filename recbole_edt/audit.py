@@ -1,0 +1,225 @@
+"""What the released code's protocol does to the numbers of one trained model. Not comparable with anything.
+
+Three things differ there from an honest evaluation: sequences are augmented first and split afterwards, so that
+inserted items are among the targets and held-out ones have shaped what was inserted; the domain's part of a
+candidate's score is that of another, random item; and the target competes with 100 items only. Here the same weights
+are ranked honestly, under each of the three, and under all.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from recbole_edt import augment, pipeline, report
+from recbole_edt.atomic import TwoDomainData, keep_rows, offsets_of
+from recbole_edt.candidates import CandidateTable
+from recbole_edt.config import Settings
+from recbole_edt.dataset import EDTDataset, Sequences, eval_loader
+from recbole_edt.embeddings import EmbeddingTable
+from recbole_edt.errors import ConfigError, DataError
+from recbole_edt.evaluation import TOPK, RankCollector, domain_metrics, per_user
+from recbole_edt.files import write_safely, write_text
+from recbole_edt.model import LLMEDT
+from recbole_edt.split import TEST
+
+N_NEGATIVES = 100
+LABEL = "NOT COMPARABLE"
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """A way of evaluating; every True is a leak."""
+
+    name: str
+    split_after: bool = False
+    misaligned: bool = False
+    sampled: bool = False
+
+    @property
+    def honest(self) -> bool:
+        return not (self.split_after or self.misaligned or self.sampled)
+
+
+PROTOCOLS = (
+    Protocol("honest"),
+    Protocol("split after augmenting", split_after=True),
+    Protocol("misaligned scores", misaligned=True),
+    Protocol(f"{N_NEGATIVES} negatives", sampled=True),
+    Protocol("all three leaks", split_after=True, misaligned=True, sampled=True),
+)
+
+
+def check(settings: Settings) -> None:
+    """Raises: ConfigError for a model without a domain's part in its scores."""
+    if settings.model != "LLMEDT":
+        raise ConfigError(f"model: the audit is of LLMEDT's protocol, {settings.model} has no scores by domain")
+
+
+def audit(settings: Settings, say: pipeline.Say) -> None:
+    """Rank the finished run of LLM-EDT under every protocol; print the table and write it beside the run."""
+    check(settings)
+    experiment = pipeline.open_experiment(settings)
+    run_dir = pipeline.finished_run(experiment, settings.model)
+    model, trainer, test_data = pipeline.open_run(experiment, settings.model, run_dir)
+    leaky, inserted = split_after_augmenting(test_data._dataset, experiment)
+    rows = []
+    for protocol in PROTOCOLS:
+        part = leaky if protocol.split_after else test_data._dataset
+        try:
+            trainer.collectors = {"test": _collector(part, settings, protocol)}
+        except DataError as error:
+            say(f"note: {protocol.name} is left out: {error}")
+            continue
+        model.full_sort_predict = _scorer(model, protocol, pipeline.seed_of(settings))
+        trainer.evaluate(eval_loader(trainer.config, part), load_best_model=True)
+        ranks = trainer.evaluator.ranks
+        new = inserted[ranks["user"].to_numpy()] if protocol.split_after else np.zeros(len(ranks), bool)
+        rows += _rows(protocol, ranks, new)
+    table = pd.DataFrame(rows)
+    with write_safely(run_dir / "audit.csv") as temporary:
+        table.to_csv(temporary, index=False, lineterminator="\n")
+    names, cells = _cells(table)
+    title = f"{LABEL}: {settings.dataset}, {run_dir.name}, test targets, same weights in every row"
+    report.print_cells(title, names, cells)
+    write_text(run_dir / "audit.md", _markdown(title, names, cells, settings))
+    say(f"audit: {run_dir / 'audit.md'}")
+
+
+# ---- the split after augmentation --------------------------------------------------------------------------------
+
+
+def split_after_augmenting(part: EDTDataset, experiment: pipeline.Experiment) -> tuple[EDTDataset, np.ndarray]:
+    """Test targets as if augmentation came before the split: it has read all rows, and inserted ones count as raw.
+
+    Items come from the offline generator whatever the settings say, so that no language model is asked again and
+    every item is one that the model knows.
+
+    Returns: the part, and by user id whether the user's target is an inserted row.
+    """
+    settings = experiment.settings
+    table = EmbeddingTable.load(pipeline.augmented_vectors(settings))
+    data = augmented_with_held_out_rows(part.source, table, settings.augment)
+    user = torch.from_numpy(part.token2id(part.uid_field, data.users[data.user]))
+    item = torch.from_numpy(part.token2id(part.iid_field, data.items[data.item]))
+    nothing = torch.zeros(len(item), dtype=torch.bool)
+    leaky = copy.copy(part)
+    leaky.sequences = Sequences.build(user, item, nothing, part.item_domain)
+    row = torch.nonzero(leaky.sequences.mark == TEST).squeeze(1)
+    leaky._set_rows(row, leaky.sequences)
+    inserted = np.zeros(part.user_num, bool)
+    inserted[user[row].numpy()] = data.generated[row.numpy()]
+    return leaky, inserted
+
+
+def augmented_with_held_out_rows(
+    data: TwoDomainData, table: EmbeddingTable, settings: augment.AugmentConfig
+) -> TwoDomainData:
+    """The raw rows of ``data`` augmented from all of them, held-out ones included.
+
+    Two more rows at the end of every user are held out in their place, and taken away afterwards.
+    """
+    raw = keep_rows(data, ~data.generated)
+    end = np.zeros(len(raw.user), bool)
+    end[raw.offsets[1:][np.diff(raw.offsets) > 0] - 1] = True
+    row = np.repeat(np.arange(len(raw.user)), np.where(end, 3, 1))
+    columns = {name: getattr(raw, name)[row] for name in ("user", "item", "time", "generated")}
+    longer = replace(raw, **columns, offsets=offsets_of(columns["user"], len(raw.users)))
+    done = augment.augment(longer, table, replace(settings, generator="offline"))[0]
+    from_end = done.offsets[1:][done.user] - np.arange(len(done.user))
+    return keep_rows(done, from_end > 2)
+
+
+# ---- scores and candidates ---------------------------------------------------------------------------------------
+
+
+def misaligned_scores(model: LLMEDT, interaction: Any, generator: torch.Generator) -> Tensor:
+    """Eq. 11 with the domain's part of each candidate taken from a random item of its domain; the target keeps its own.
+
+    In the released code the negatives of the two parts are drawn apart, and added place by place.
+    """
+    scores = LLMEDT.full_sort_predict(model, interaction)
+    shared = model.backbone(interaction[model.ITEM_SEQ], interaction[model.ITEM_SEQ_LEN])
+    row, target = torch.arange(len(shared), device=shared.device), interaction[model.ITEM_ID]
+    of_target = scores[row, target]
+    for vector, items in zip(model.user_vectors(interaction), model.scored, strict=True):
+        table = model.item_embedding.weight[items]
+        own = (vector - shared) @ table.T  # [B, n]
+        other = torch.randint(len(items), own.shape, generator=generator).to(own.device)
+        scores[:, items] = shared @ table.T + own.gather(1, other)
+    scores[row, target] = of_target
+    return scores
+
+
+def _scorer(model: LLMEDT, protocol: Protocol, seed: int) -> Callable[[Any], Tensor]:
+    if not protocol.misaligned:
+        return lambda interaction: LLMEDT.full_sort_predict(model, interaction)
+    generator = torch.Generator().manual_seed(seed)
+    return lambda interaction: misaligned_scores(model, interaction, generator)
+
+
+def _collector(part: EDTDataset, settings: Settings, protocol: Protocol) -> RankCollector:
+    table = negatives(part, pipeline.seed_of(settings)) if protocol.sampled else None
+    real = ~part.virtual & (part.item_domain > 0)
+    mode = "sampled" if protocol.sampled else "domain"
+    return RankCollector(part.item_domain, real, mode, table, part.domain_names, part.uid_field, "LLMEDT")
+
+
+def negatives(part: EDTDataset, seed: int) -> CandidateTable:
+    """``N_NEGATIVES`` items of each target's domain that the user never met, inserted ones included.
+
+    Raises: DataError if a user has fewer left.
+    """
+    rows, real = part.sequences, ~part.virtual
+    pools = [torch.nonzero(real & (part.item_domain == d)).squeeze(1).numpy() for d in (1, 2)]
+    user, target = rows.user[part.row], rows.item[part.row]
+    domain = part.item_domain[target] - 1
+    met = rows.user.numpy(), rows.item.numpy()
+    return CandidateTable.build(user.numpy(), domain.numpy(), pools, *met, N_NEGATIVES, seed)
+
+
+# ---- what is said ------------------------------------------------------------------------------------------------
+
+
+def _rows(protocol: Protocol, ranks: pd.DataFrame, inserted: np.ndarray) -> list[dict[str, Any]]:
+    hit = per_user(ranks["higher"], ranks["tied"], "hit", 10)
+    about = {
+        "protocol": protocol.name,
+        "comparable": "yes" if protocol.honest else "no",
+        "inserted_targets": float(inserted.mean()),
+        "hit@10_of_inserted": float(hit[inserted].mean()) if inserted.any() else float("nan"),
+        "hit@10_of_real": float(hit[~inserted].mean()),
+    }
+    return [{**about, "domain": name, **dict(values)} for name, values in domain_metrics(ranks, TOPK).iterrows()]
+
+
+def _cells(table: pd.DataFrame) -> tuple[list[str], dict[tuple[str, str], list[str]]]:
+    """Names of the rows, and their cells by (group, column)."""
+    names = list(table["protocol"].unique())
+    cells: dict[tuple[str, str], list[str]] = {}
+    for domain, rows in table.groupby("domain", sort=False):
+        for metric in ("hit@10", "ndcg@10"):
+            cells[str(domain), metric] = [f"{value:.4f}" for value in rows[metric]]
+    first = table.drop_duplicates("protocol")
+    cells["targets", "inserted"] = [f"{value:.1%}" for value in first["inserted_targets"]]
+    for kind in ("inserted", "real"):
+        values = first[f"hit@10_of_{kind}"]
+        cells["targets", f"hit@10 if {kind}"] = ["n/a" if np.isnan(value) else f"{value:.4f}" for value in values]
+    return [name if name == PROTOCOLS[0].name else f"{name} ({LABEL.lower()})" for name in names], cells
+
+
+def _markdown(title: str, names: list[str], cells: Any, settings: Settings) -> str:
+    why = (
+        "The first row is the honest evaluation: split before anything else, every candidate scored by its own two "
+        "parts, against all real items of the target's domain. Each further row changes what it names, on the same "
+        "weights; its numbers measure the protocol and must not stand beside those of another model."
+    )
+    parts = [f"# {title}", why, report.cells_markdown("protocol", names, cells)]
+    return "\n\n".join([*parts, f"    {settings.command}"]) + "\n"

@@ -1,0 +1,166 @@
+"""The released code's protocol on one trained model: what each leak changes, and that none of it looks comparable."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from conftest import QUICK, write_tiny
+from toy import dataset, sequences, table_of
+
+from recbole_edt import audit, config, pipeline
+from recbole_edt.augment import AugmentConfig
+from recbole_edt.cli import run
+from recbole_edt.evaluation import domain_metrics, read_ranks
+from recbole_edt.model import LLMEDT
+
+KEYS = {**QUICK, "epochs": 2, "finetune_epochs": 8, "finetune_learning_rate": 0.05}
+TINY = ["--dataset=tiny", *(f"--{key}={value}" for key, value in KEYS.items())]
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A folder with a trained run of LLM-EDT on the tiny data set."""
+    folder = tmp_path_factory.mktemp("audit")
+    write_tiny(folder / "atomic_files", "tiny")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        for stage in ("embed", "augment", "profile", "train"):
+            assert run([stage, *TINY]) == 0
+    return folder
+
+
+@pytest.fixture
+def opened(place, monkeypatch):
+    monkeypatch.chdir(place)
+    experiment = pipeline.open_experiment(config.load("tiny", [], KEYS))
+    run_dir = pipeline.finished_run(experiment, "LLMEDT")
+    model, trainer, test_data = pipeline.open_run(experiment, "LLMEDT", run_dir)
+    trainer.evaluate(test_data, load_best_model=True)
+    return experiment, run_dir, model.eval(), test_data
+
+
+def test_the_table_is_honest_then_leak_by_leak_then_all_and_everything_is_labelled(place, monkeypatch, capsys):
+    monkeypatch.chdir(place)
+    monkeypatch.setattr(audit, "N_NEGATIVES", 5)
+    before = {path: path.read_bytes() for path in place.rglob("*") if path.is_file()}
+    assert run(["audit", *TINY]) == 0
+    printed = capsys.readouterr().out
+    run_dir = next(Path("runs").glob("*/LLMEDT-*"))
+    table, text = pd.read_csv(run_dir / "audit.csv"), (run_dir / "audit.md").read_text(encoding="utf-8")
+    names = [protocol.name for protocol in audit.PROTOCOLS]
+    assert table["protocol"].unique().tolist() == names and len(table) == 3 * len(names)
+    assert (table.loc[table["protocol"] == "honest", "comparable"] == "yes").all()
+    assert (table.loc[table["protocol"] != "honest", "comparable"] == "no").all()
+    assert printed.startswith("NOT COMPARABLE: tiny") and text.startswith("# NOT COMPARABLE: tiny")
+    for output in (printed, text):
+        for name in names[1:]:
+            assert f"{name} (not comparable)" in output
+        assert "honest (not" not in output
+    # The first row is what the run itself says, to the last digit.
+    honest = table[table["protocol"] == "honest"].set_index("domain")
+    own = domain_metrics(read_ranks(run_dir / "ranks.csv"))
+    np.testing.assert_allclose(honest.loc[own.index, own.columns].to_numpy(float), own.to_numpy(float), atol=1e-12)
+    # Nothing else is touched: no rank table, nothing that compare or report would read.
+    after = {path: path.read_bytes() for path in place.rglob("*") if path.is_file()}
+    assert {path.name for path in after.keys() - before.keys()} == {"audit.csv", "audit.md"}
+    assert all(after[path] == content for path, content in before.items() if path.name != "log.txt")
+    assert run(["audit", *TINY]) == 0
+    assert capsys.readouterr().out == printed
+
+
+def test_the_audit_runs_only_when_it_is_asked_for(place):
+    for report in place.rglob("report.md"):
+        assert "audit" not in report.read_text(encoding="utf-8")
+    assert "audit" not in pipeline.STAGES
+
+
+def test_leaks_that_need_more_items_than_there_are_are_left_out_with_a_note(place, monkeypatch, capsys):
+    monkeypatch.chdir(place)
+    assert run(["audit", *TINY]) == 0
+    printed = capsys.readouterr().out
+    assert printed.count("is left out: cannot draw 100 candidates") == 2
+    assert "misaligned scores (not comparable)" in printed
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "message"),
+    [
+        (["--model=SASRec"], 2, "the audit is of LLMEDT's protocol, SASRec has no scores by domain"),
+        (["--epochs=7"], 1, "is no finished run of LLMEDT: run the stage train first; with other settings there is"),
+    ],
+)
+def test_what_cannot_be_audited_is_said(place, monkeypatch, capsys, arguments, status, message):
+    monkeypatch.chdir(place)
+    assert run(["audit", *TINY, *arguments]) == status
+    assert message in capsys.readouterr().err
+
+
+def test_misaligned_scores_take_the_domains_part_from_another_item_and_leave_the_target_its_own(opened):
+    _, _, model, test_data = opened
+    batch = next(iter(test_data))[0]
+    with torch.no_grad():
+        honest = model.full_sort_predict(batch)
+        scores = audit.misaligned_scores(model, batch, torch.Generator().manual_seed(3))
+        again = audit.misaligned_scores(model, batch, torch.Generator().manual_seed(3))
+        shared = model.backbone(batch["item_id_list"], batch["item_length"])
+        table = model.item_embedding.weight
+        vectors = model.user_vectors(batch)
+    assert torch.equal(scores, again)
+    row = torch.arange(len(batch))
+    assert torch.equal(scores[row, batch["item_id"]], honest[row, batch["item_id"]])
+    moved = 0
+    for d, items in enumerate(model.scored):
+        own = (vectors[d] - shared) @ table[items].T
+        borrowed = scores[:, items] - shared @ table[items].T
+        for b in range(len(batch)):
+            for place, item in enumerate(items.tolist()):
+                gap = (borrowed[b, place] - own[b]).abs()
+                assert gap.min() < 1e-5  # the part of some item of the same domain
+                moved += bool(gap[place] > 1e-5) and item != int(batch["item_id"][b])
+    assert moved > 0.8 * len(batch) * 30 * 0.9
+    assert torch.equal(LLMEDT.full_sort_predict(model, batch), honest)
+
+
+def test_a_split_after_augmenting_lets_inserted_items_be_targets_and_held_out_ones_shape_them(opened):
+    experiment, _, _, test_data = opened
+    leaky, inserted = audit.split_after_augmenting(test_data._dataset, experiment)
+    honest = test_data._dataset
+    assert len(leaky.row) == len(honest.row) == 40
+    user, target = leaky.sequences.user[leaky.row], leaky.sequences.item[leaky.row]
+    columns = honest.sequences.user[honest.row], honest.sequences.item[honest.row]
+    raw = dict(zip(*(column.tolist() for column in columns), strict=True))
+    other = np.array([raw[u] != i for u, i in zip(user.tolist(), target.tolist(), strict=True)])
+    assert 0 < inserted.sum() < 40 and inserted[user.numpy()].sum() == inserted.sum()
+    # A target that is not the raw one is an inserted row, and the other way round.
+    assert other.tolist() == inserted[user.numpy()].tolist()
+    assert not leaky.virtual[target].any()
+    assert len(honest.row) == 40 and not honest.sequences.generated[honest.row].any()  # the honest part is as it was
+
+
+def test_augmentation_with_held_out_rows_inserts_after_them_and_keeps_the_raw_rows():
+    rows = ["f1 k1 f2 k2", "f1 k1 f2 k2", "f3 k3", "f1 k2 f3 k3 f2 k1"]
+    data = dataset(rows)
+    table = table_of(data, np.random.default_rng(0).normal(size=(len(data.items), 3)))
+    settings = AugmentConfig(n_clusters=2, tau=-1.0, filter=False)
+    done = audit.augmented_with_held_out_rows(data, table, settings)
+    texts = sequences(done)
+    for text, before in zip(texts, rows, strict=True):
+        assert " ".join(word for word in text.split() if not word.startswith("*")) == before
+    assert any(text.split()[-1].startswith("*") for text in texts)
+    assert "*" in texts[2]  # two rows are enough where the split comes later
+
+
+def test_negatives_are_of_the_domain_and_new_to_the_user(opened, monkeypatch):
+    monkeypatch.setattr(audit, "N_NEGATIVES", 4)
+    experiment, _, _, test_data = opened
+    for part in (test_data._dataset, audit.split_after_augmenting(test_data._dataset, experiment)[0]):
+        table = audit.negatives(part, seed=1)
+        target = dict(zip(part.sequences.user[part.row].tolist(), part.sequences.item[part.row].tolist(), strict=True))
+        for user, ids in zip(table.user.tolist(), table.ids, strict=True):
+            met = set(part.sequences.item[part.sequences.user == user].tolist())
+            assert len(set(ids.tolist())) == 4 and not met & set(ids.tolist())
+            assert {int(part.item_domain[i]) for i in ids} == {int(part.item_domain[target[user]])}
