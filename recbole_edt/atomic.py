@@ -19,6 +19,7 @@ import pandas as pd
 from recbole_edt.errors import DataError
 from recbole_edt.files import read_bytes, write_text
 
+_NOT_SEPARATORS = bytes(set(range(256)) - set(b"\t\n"))
 FIELD_TYPES = ("token", "token_seq", "float", "float_seq")
 _NOT_FIELDS = ("item_id", "domain", "virtual")
 # Control characters, Unicode line ends, and halves of surrogate pairs, which UTF-8 cannot hold.
@@ -78,24 +79,25 @@ def read(folder: str | Path, name: str, domains: Sequence[str] | None = None, k_
     """
     inter_path, item_path = Path(folder) / f"{name}.inter", Path(folder) / f"{name}.item"
     catalogue, types = read_table(item_path)
-    _check_ids(item_path, catalogue, ("item_id",), also=("domain",))
+    _check_columns(item_path, types, ("item_id", "domain"))
+    _check_filled(item_path, catalogue, ("item_id",))
     _check_no_item_twice(item_path, catalogue["item_id"])
-    rows, _ = read_table(inter_path)
-    _check_ids(inter_path, rows, ("user_id", "item_id"), also=("timestamp",))
+    rows = _read_interactions(inter_path)
+    _check_filled(inter_path, rows, ("user_id", "item_id"))
 
     names = _domain_names(item_path, catalogue["domain"], domains)
     fields = catalogue.drop(columns=[column for column in _NOT_FIELDS if column in catalogue])
-    user, users = pd.factorize(rows["user_id"].to_numpy())
+    user, users = pd.factorize(rows["user_id"])
     item = _item_index(inter_path, rows["item_id"], catalogue["item_id"], item_path)
     time = _numbers(inter_path, rows, "timestamp")
     generated = _flags(inter_path, rows, "generated")
     virtual = _flags(item_path, catalogue, "virtual")
     _check_virtual_items_are_generated(inter_path, virtual[item] & ~generated)
 
-    order = np.lexsort((time, user))  # stable: ties keep the order of the file
+    order = _order(user, time)
     data = TwoDomainData(
         name=name,
-        users=users,
+        users=np.asarray(users, dtype=object),
         items=catalogue["item_id"].to_numpy(),
         domains=names,
         item_domain=(catalogue["domain"] == names[1]).to_numpy().astype(np.int8),
@@ -134,26 +136,8 @@ def read_table(path: str | Path) -> tuple[pd.DataFrame, dict[str, str]]:
 
     Raises: DataError if the file is missing, empty, not UTF-8, or not a table with a ``name:type`` header.
     """
-    path = Path(path)
-    content = _clean_bytes(path)
-    header, _, _ = content.partition(b"\n")
-    types = _column_types(path, header.decode("utf-8"))
-    _check_field_counts(path, content, list(types))
-    frame = pd.read_csv(
-        BytesIO(content),
-        sep="\t",
-        header=None,
-        names=list(types),
-        skiprows=1,
-        dtype=object,
-        na_filter=False,
-        quoting=3,  # csv.QUOTE_NONE
-        lineterminator="\n",
-        skip_blank_lines=False,
-        engine="c",
-        encoding="utf-8",
-    )
-    return frame, types
+    content, types = _checked_content(Path(path))
+    return _parsed(content, types, dict.fromkeys(types, object)), types
 
 
 def write_table(path: str | Path, columns: Mapping[str, Iterable[str]]) -> None:
@@ -213,6 +197,51 @@ def _fault(path: Path, problem: str, row: int | None = None, column: str | None 
     return DataError(f"{where}: {problem}")
 
 
+def _checked_content(path: Path) -> tuple[bytes, dict[str, str]]:
+    """Contents of a file that is a table, and the names and types of its columns."""
+    content = _clean_bytes(path)
+    header, _, _ = content.partition(b"\n")
+    types = _column_types(path, header.decode("utf-8"))
+    _check_field_counts(path, content, list(types))
+    return content, types
+
+
+def _parsed(content: bytes, types: Mapping[str, str], kinds: Mapping[str, Any]) -> pd.DataFrame:
+    """The columns named in ``kinds``, each as that dtype of pandas."""
+    return pd.read_csv(
+        BytesIO(content),
+        sep="\t",
+        header=None,
+        names=list(types),
+        usecols=list(kinds),
+        skiprows=1,
+        dtype=dict(kinds),
+        na_filter=False,
+        quoting=3,  # csv.QUOTE_NONE
+        lineterminator="\n",
+        skip_blank_lines=False,
+        engine="c",
+        encoding="utf-8",
+        float_precision="round_trip",  # as Python reads numbers
+        low_memory=False,  # else categories are merged chunk by chunk, which takes minutes
+    )
+
+
+def _read_interactions(path: Path) -> pd.DataFrame:
+    """The columns of ``.inter`` that count: ids as categories, so that no text is held twice, and numbers."""
+    content, types = _checked_content(path)
+    _check_columns(path, types, ("user_id", "item_id", "timestamp"))
+    ids = {"user_id": "category", "item_id": "category"}
+    numbers = [column for column in ("timestamp", "generated") if column in types]
+    try:
+        rows = _parsed(content, types, {**ids, **dict.fromkeys(numbers, np.float64)})
+        if np.isfinite(rows[numbers].to_numpy()).all():
+            return rows
+    except ValueError:
+        pass
+    return _parsed(content, types, {**ids, **dict.fromkeys(numbers, object)})  # as text, to name what is wrong
+
+
 def _clean_bytes(path: Path) -> bytes:
     """Contents as UTF-8 without byte order mark, with ``\\n`` line ends and none at the end."""
     content = read_bytes(path)
@@ -227,7 +256,8 @@ def _check_encoding(path: Path, content: bytes) -> None:
     position = content.find(b"\0")
     problem = "a NUL byte; the file is damaged or not text, write it again"
     try:
-        content.decode("utf-8")
+        if not content.isascii():
+            content.decode("utf-8")
     except UnicodeDecodeError as error:
         position = error.start
         problem = f"byte 0x{content[position]:02x} is not UTF-8; convert the file to UTF-8"
@@ -251,6 +281,10 @@ def _column_types(path: Path, header: str) -> dict[str, str]:
 
 def _check_field_counts(path: Path, content: bytes, columns: list[str]) -> None:
     """Every line has as many tabs as the header, and there is at least one row."""
+    separators = content.translate(None, _NOT_SEPARATORS) + b"\n"
+    line = b"\t" * (len(columns) - 1) + b"\n"
+    if len(separators) > len(line) and separators == line * (len(separators) // len(line)):
+        return
     characters = np.frombuffer(content, dtype=np.uint8)
     line_ends = np.append(np.flatnonzero(characters == ord("\n")), len(characters))
     if len(line_ends) == 1:
@@ -265,12 +299,15 @@ def _check_field_counts(path: Path, content: bytes, columns: list[str]) -> None:
         raise _fault(path, f"{problem}; {remedy}", wrong[0] - 1)
 
 
-def _check_ids(path: Path, table: pd.DataFrame, ids: Sequence[str], also: Sequence[str]) -> None:
-    """The columns are there and no id is empty."""
-    for column in (*ids, *also):
-        if column not in table:
-            found = ", ".join(table.columns)
-            raise _fault(path, f"no column '{column}' (found: {found}); add it or rename one in the header")
+def _check_columns(path: Path, found: Mapping[str, str], needed: Sequence[str]) -> None:
+    for column in needed:
+        if column not in found:
+            listed = ", ".join(found)
+            raise _fault(path, f"no column '{column}' (found: {listed}); add it or rename one in the header")
+
+
+def _check_filled(path: Path, table: pd.DataFrame, ids: Sequence[str]) -> None:
+    """No id is empty."""
     for column in ids:
         empty = (table[column] == "").to_numpy()
         _check_rows(path, empty, column, "the id is empty", "fill it in or remove the row")
@@ -309,7 +346,8 @@ def _domain_names(path: Path, domain: pd.Series, wanted: Sequence[str] | None) -
 
 def _item_index(path: Path, tokens: pd.Series, catalogue: pd.Series, item_path: Path) -> np.ndarray:
     """``[M]`` int64 position of each interaction's item in the catalogue."""
-    item = pd.Index(catalogue, dtype=object).get_indexer(tokens.to_numpy()).astype(np.int64)
+    position = pd.Index(catalogue, dtype=object).get_indexer(np.asarray(tokens.cat.categories, dtype=object))
+    item = position.astype(np.int64)[tokens.cat.codes]
     unknown = np.flatnonzero(item < 0)
     if len(unknown):
         n_items = tokens[unknown].nunique()
@@ -322,6 +360,8 @@ def _item_index(path: Path, tokens: pd.Series, catalogue: pd.Series, item_path: 
 def _numbers(path: Path, table: pd.DataFrame, column: str) -> np.ndarray:
     """A column as float64, every digit kept; each must be finite."""
     texts = table[column].to_numpy()
+    if texts.dtype == np.float64:
+        return texts  # parsed and found finite
     try:
         values = texts.astype(np.float64)
     except ValueError:
@@ -348,6 +388,12 @@ def _flags(path: Path, table: pd.DataFrame, column: str) -> np.ndarray:
     neither = (values != 0) & (values != 1)
     _check_rows(path, neither, column, "neither 0 nor 1", "write 1 for a marked row, else 0")
     return values == 1
+
+
+def _order(user: np.ndarray, time: np.ndarray) -> np.ndarray:
+    """Rows by (user, time); stable, so that ties keep the order of the file."""
+    rank, times = pd.factorize(time, sort=True)
+    return np.argsort(user * len(times) + rank, kind="stable")  # one key sorts in half the time of two
 
 
 def _check_virtual_items_are_generated(path: Path, wrong: np.ndarray) -> None:

@@ -85,6 +85,8 @@ class Sequences:
 
     def raw(self, item_domain: Tensor) -> Sequences:
         """The same without the inserted rows."""
+        if not self.generated.any():
+            return self
         keep = ~self.generated
         return Sequences.build(self.user[keep], self.item[keep], self.generated[keep], item_domain)
 
@@ -131,15 +133,18 @@ class EDTDataset(SequentialDataset):
         data = atomic.read(Path(dataset_path), token, self.config["domains"], self.config["k_core"] or 0)
         self.source = data
         self.domain_names = data.domains
+        # Positions among the tokens stand for them until _remap_ID_all: they are smaller, and quicker to number.
         self.inter_feat = pd.DataFrame(
             {
-                self.uid_field: data.users[data.user],
-                self.iid_field: data.items[data.item],
+                self.uid_field: data.user,
+                self.iid_field: data.item,
                 self.time_field: data.time,
-                "generated": data.generated.astype(np.float64),
-            }
+                "generated": data.generated.astype(np.float32),
+            },
+            copy=False,
         )
-        self.item_feat = pd.DataFrame({self.iid_field: data.items, "domain": data.item_domain.astype(np.float64)})
+        position = np.arange(len(data.items))
+        self.item_feat = pd.DataFrame({self.iid_field: position, "domain": data.item_domain.astype(np.float64)})
         self.user_feat = None
         for field, ftype, source in [
             (self.uid_field, FeatureType.TOKEN, FeatureSource.USER_ID),
@@ -156,10 +161,22 @@ class EDTDataset(SequentialDataset):
         if keep is not None:
             self.inter_feat = self.inter_feat.drop_duplicates([self.uid_field, self.iid_field], keep=keep)
 
+    def _filter_by_inter_num(self) -> None:
+        # RecBole's defaults keep every row, but count all of them in Python first.
+        if {self.config["user_inter_num_interval"], self.config["item_inter_num_interval"]} != {"[0,inf)"}:
+            super()._filter_by_inter_num()
+
     def _get_remap_list(self, field_list: Any) -> list:
         # The item file comes first, so that ids follow it and virtual items, its last rows, have the last ids.
         frames = super()._get_remap_list(field_list)
         return sorted(frames, key=lambda entry: entry[0] is not self.item_feat)
+
+    def _remap_ID_all(self) -> None:
+        super()._remap_ID_all()
+        for field, tokens in ((self.uid_field, self.source.users), (self.iid_field, self.source.items)):
+            position = self.field2id_token[field][1:].astype(np.int64)
+            self.field2id_token[field] = np.array(["[PAD]", *tokens[position]])
+            self.field2token_id[field] = {token: i for i, token in enumerate(self.field2id_token[field])}
 
     def _change_feat_format(self) -> None:
         super(SequentialDataset, self)._change_feat_format()
