@@ -10,7 +10,7 @@ import hashlib
 import json
 import math
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -282,13 +282,15 @@ class Client:
             talks.setdefault(talk.key, talk)
         return places, list(talks.values())
 
-    def _look_up(self, talks: Iterable[_Conversation]) -> None:
+    def _look_up(self, talks: Sequence[_Conversation]) -> None:
         """Follow what is stored of each conversation: to its answer, or to the point where it must go on."""
         todo = list(talks)
         while todo:
             keys = [self._call(talk).key for talk in todo]
             stored = self.store.get(keys, rejected=True)
             todo = [talk for talk, key in zip(todo, keys, strict=True) if key in stored and _goes_on(talk, stored[key])]
+        if self._dialect is None and any(talk.answer for talk in talks):
+            self._dialect = self._first_dialect  # it gave good answers, perhaps in a batch
 
     def _replay(self, talks: Sequence[_Conversation]) -> None:
         """Without a network what failed stays failed, and what was never asked is an error."""
