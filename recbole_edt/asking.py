@@ -61,6 +61,8 @@ def dry_run(settings: Settings, stage: str | None, say: Say) -> None:
     table.add_section()
     table.add_row("total", *_cells(total, n_users))
     say(_printed(table) if total[1].calls + total[1].stored else "no language model and no endpoint would be asked")
+    if _named(most, STEPS["embed"][0]).calls and stages[-1] != "embed":
+        say("estimated with the offline embedder, until the vectors of the items are there")
     paper = ", ".join(f"{dollars(usd)} ({name})" for name, usd in pipeline.PAPER_USD.items())
     say(f"nothing was sent; {n_users} users; the paper paid per user {paper}")
 
