@@ -289,8 +289,6 @@ class Client:
             keys = [self._call(talk).key for talk in todo]
             stored = self.store.get(keys, rejected=True)
             todo = [talk for talk, key in zip(todo, keys, strict=True) if key in stored and _goes_on(talk, stored[key])]
-        if self._dialect is None and any(talk.answer for talk in talks):
-            self._dialect = self._first_dialect  # it gave good answers, perhaps in a batch
 
     def _replay(self, talks: Sequence[_Conversation]) -> None:
         """Without a network what failed stays failed, and what was never asked is an error."""
@@ -346,7 +344,7 @@ class Client:
     async def _ask_all(self, session: Session, talks: Sequence[_Conversation], desc: str) -> None:
         if self._dialect is None:
             for talk in talks[:_PROBES]:
-                if await self._detect(session, _Conversation(talk.request)):
+                if await self._detect(session, replace(talk, turns=[*talk.turns])):
                     break
             for talk in talks:
                 talk.start_again()
