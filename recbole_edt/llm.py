@@ -577,6 +577,8 @@ class Client:
         kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(failed.items()))
         lost = f"; {sum(failed.values())} failed ({kinds})" if kinds else ""
         self.say(f"{desc}: {n} distinct, {n - n_asked} from the cache, {n_asked} asked{lost}; so far {self.spent}")
+        if failed.get("cut off"):
+            self.say(f"note: answers were cut off at llm.max_tokens: {self.config.max_tokens}; raise it and run again")
 
     def _plan(self, calls: int, cached: int, prompt: int, usual: int, most: int) -> Plan:
         price = self.price

@@ -42,8 +42,9 @@ def judge(text: str | None, finish_reason: str | None, schema: Mapping[str, Any]
     """
     if finish_reason in ("refusal", "content_filter"):
         return Problem("refused", f"the model refused: {short(text or finish_reason)}")
-    if not (text or "").strip():
-        return Problem("empty", "the answer was empty")
+    cut_off = Problem("cut off", "the answer was too long and was cut off; it must be shorter")
+    if not (text or "").strip():  # a model that thinks may use up its tokens before it says a word
+        return cut_off if finish_reason == "length" else Problem("empty", "the answer was empty")
     problem = Problem("not JSON", "the answer holds no JSON")
     for value in _candidates(text or ""):
         value = _fitted(value, schema)
@@ -51,9 +52,7 @@ def judge(text: str | None, finish_reason: str | None, schema: Mapping[str, Any]
         if fault is None:
             return value
         problem = Problem("schema", fault)
-    if finish_reason == "length":
-        return Problem("cut off", "the answer was too long and was cut off; it must be shorter")
-    return problem
+    return cut_off if finish_reason == "length" else problem
 
 
 def fault_of(value: Any, schema: Mapping[str, Any]) -> str | None:
