@@ -6,6 +6,7 @@ A dry run and a batch export go through the stages themselves, so that they ask 
 from __future__ import annotations
 
 import io
+import math
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -57,12 +58,20 @@ def dry_run(settings: Settings, stage: str | None, say: Say) -> None:
         of_step = [_named(steps, step) for steps in (least, most)]
         if of_step[1].calls + of_step[1].stored:
             table.add_row(step, *_cells(of_step, n_users))
-            total = [_sum(one, other) for one, other in zip(total, of_step, strict=True)]
+            total = [one + other for one, other in zip(total, of_step, strict=True)]
+    if not total[1].calls + total[1].stored:
+        say("no language model and no endpoint would be asked")
+        return
     table.add_section()
     table.add_row("total", *_cells(total, n_users))
-    say(_printed(table) if total[1].calls + total[1].stored else "no language model and no endpoint would be asked")
+    say(_printed(table))
+    if _named(most, STEPS["embed"][0]).calls and stages[-1] != "embed":
+        say("estimated with the offline embedder, until the vectors of the items are there")
+    if total[1].calls:
+        cost = "" if total[1].limit_usd is None else f", {dollars(total[1].limit_usd)}"
+        say(f"a model that thinks before it answers may take up to {total[1].limit_tokens:,} answer tokens{cost}")
     paper = ", ".join(f"{dollars(usd)} ({name})" for name, usd in pipeline.PAPER_USD.items())
-    say(f"nothing was sent; {n_users} users; the paper paid per user {paper}")
+    say(f"nothing was sent; {n_users:,} users; the paper paid per user {paper}")
 
 
 def rehearse(settings: Settings, last: str, longest: bool) -> dict[str, Estimate]:
@@ -105,12 +114,6 @@ def _named(steps: dict[str, Estimate], step: str) -> Estimate:
     """The estimate of a step, whatever the version of its template."""
     found = [one for name, one in steps.items() if name.partition("@")[0] == step]
     return found[0] if found else Estimate()
-
-
-def _sum(a: Estimate, b: Estimate) -> Estimate:
-    cost = None if a.cost_usd is None or b.cost_usd is None else a.cost_usd + b.cost_usd
-    tokens = a.prompt_tokens + b.prompt_tokens, a.completion_tokens + b.completion_tokens
-    return Estimate(a.calls + b.calls, a.stored + b.stored, *tokens, cost)
 
 
 def _cells(both: Sequence[Estimate], n_users: int) -> list[str]:
@@ -202,12 +205,19 @@ def cache_prune(
     rejected: str | None = None,
 ) -> None:
     """Delete the answers that fit every criterion given."""
-    try:
-        days = None if older_than is None else float(older_than)
-    except ValueError:
-        raise ConfigError(f"--older-than: {older_than!r} is not a number of days") from None
+    days = None if older_than is None else _days(older_than)
     with _existing(settings) as store:
         say(f"{store.prune(model, template, days, rejected == 'true'):,} answers deleted")
+
+
+def _days(text: str) -> float:
+    try:
+        days = float(text)
+    except ValueError:
+        days = math.nan
+    if not 0 < days < math.inf:
+        raise ConfigError(f"--older-than: {text!r} is not a number of days above 0")
+    return days
 
 
 # ---- one user ----------------------------------------------------------------------------------------------------

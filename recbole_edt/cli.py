@@ -165,9 +165,13 @@ def parse(arguments: Sequence[str]) -> tuple[str | None, dict[str, str], bool]:
     for argument in arguments:
         if argument in ("-h", "--help"):
             wants_help = True
-        elif argument.startswith("--") and ("=" in argument or _plain_name(argument[2:]) in FLAGS):
+        elif argument.startswith("--") and _plain_name(argument[2:]) in FLAGS:
+            values[_plain_name(argument[2:])] = "true"
+        elif argument.startswith("--") and "=" in argument:
             key, _, value = argument[2:].partition("=")
-            values[_plain_name(key)] = value if "=" in argument else "true"
+            if _plain_name(key) in FLAGS:
+                raise ConfigError(f"--{key} takes no value")
+            values[_plain_name(key)] = value
         elif argument.startswith("-"):
             raise ConfigError(f"{argument}: expected --key=value")
         elif stage is None and argument in STAGES:

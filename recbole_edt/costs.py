@@ -25,7 +25,7 @@ _MILLION = 1_000_000
 
 @dataclass(frozen=True)
 class Price:
-    """USD per million tokens; cached input counts as input, so that no cost is stated too low."""
+    """USD per million tokens; discounts for input that the server remembers are not counted."""
 
     input: float
     output: float

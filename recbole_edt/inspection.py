@@ -32,16 +32,15 @@ from recbole_edt.prompts import FIELDS, Templates, Writer
 PARTS = {split.TRAIN: "training", split.VALID: "validation", split.TEST: "test"}
 INSERTED = "inserted"
 FATES = {
-    "kept": "inserted",
     "not injected": "passed the filter, but only a share of what passes is injected",
     "rank": "not among the k most like the user's items of the other domain",
-    "tau": "too unlike what the user has, or the catalogue, in its own domain (below tau)",
+    "tau": "too unlike the user's items, or the catalogue, of its own domain (below tau)",
     "duplicate": "the user was given this item already",
     "own item": "the user has it in training, or it repeats an item of the other domain",
     "no text": "no title with a letter or digit",
     "no vector": "its text could not be embedded",
 }
-"""What may become of a proposal; any other word is why the request failed."""
+"""Why a proposal was not kept; any other word is why the request failed."""
 
 # What a terminal or a browser would obey instead of show: controls but line feed and tab, line separators, marks and
 # overrides of direction, invisible characters and tags, halves of surrogate pairs.
@@ -300,19 +299,20 @@ body { margin: 0; background: var(--page); color: var(--ink); font: 16px/1.5 sys
 main { max-width: 70rem; margin: 0 auto; padding: 1.5rem 1rem 4rem; }
 h1 { font-size: 1.6rem; margin: 0; overflow-wrap: anywhere; }
 h2 { font-size: 1.15rem; margin: 2.2rem 0 .6rem; overflow-wrap: anywhere; }
-p.sub, .soft { color: var(--soft); margin: .2rem 0 0; }
+p.sub, .soft { color: var(--soft); margin: .2rem 0 .5rem; }
 .card { background: var(--paper); border: 1px solid var(--line); border-radius: 8px; overflow-x: auto; }
-table { border-collapse: collapse; width: 100%; font-size: .92rem; }
+table { border-collapse: collapse; width: 100%; min-width: 44rem; font-size: .92rem; }
 th { text-align: left; color: var(--soft); font-weight: 600; }
 th, td { padding: .4rem .7rem; border-bottom: 1px solid var(--line); vertical-align: top; }
 tr:last-child td { border-bottom: 0; }
 td { overflow-wrap: anywhere; min-width: 3.2rem; }
 td.n { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; color: var(--soft); }
 tr.inserted td, tr.kept td { background: color-mix(in srgb, var(--good) 10%, transparent); }
-tr.held td { color: var(--soft); }
+tr.held td, tr.out td:last-child { color: var(--soft); }
 .tag { border: 1px solid currentColor; border-radius: 99px; padding: 0 .55em; font-size: .82rem; white-space: nowrap; }
 .a { color: var(--a); } .b { color: var(--b); } .good { color: var(--good); } .bad { color: var(--bad); }
-.bar { display: block; width: 5rem; height: .3rem; margin-top: .25rem; border-radius: 9px; background: var(--line); }
+.bar { display: inline-block; width: 4rem; height: .35rem; margin-left: .6rem; border-radius: 9px;
+  background: var(--line); vertical-align: middle; }
 .bar i { display: block; height: 100%; border-radius: 9px; background: currentColor; }
 details { border-bottom: 1px solid var(--line); padding: .5rem .8rem; }
 details:last-child { border-bottom: 0; }
@@ -389,18 +389,17 @@ def _proposal_rows(view: UserView, rows: pd.DataFrame) -> str:
     lines = []
     for _, row in rows.iterrows():
         kept = row["fate"] == "kept"
-        after = f"row {row['place']}: {_text_of(view, row['place'])}" if kept else ""
+        place = f"after row {row['place']}: {_text_of(view, row['place'])}"
         cells = [
             f"<td class=n>{row['rank'] or ''}</td>",
             f"<td dir=auto>{_escaped(row['text'])}</td>",
             f"<td class=n>{_bar(row['source_score'])}</td>",
             f"<td class=n>{_bar(row['target_score'])}</td>",
-            f'<td><span class="tag {"good" if kept else "bad"}" title="{_escaped(FATES.get(row["fate"], "failed"))}">'
-            f"{_escaped(row['fate'])}</span></td>",
-            f"<td dir=auto>{_escaped(after)}</td>",
+            f'<td><span class="tag {"good" if kept else "bad"}">{_escaped(row["fate"])}</span></td>',
+            f"<td dir=auto>{_escaped(place if kept else FATES.get(row['fate'], 'the request failed'))}</td>",
         ]
         lines.append(f"<tr class={'kept' if kept else 'out'}>{''.join(cells)}</tr>")
-    return _table(("rank", "item", "source score", "target score", "fate", "stands after"), lines)
+    return _table(("rank", "item", "source score", "target score", "fate", "where, or why not"), lines)
 
 
 def _text_of(view: UserView, place: int) -> str:

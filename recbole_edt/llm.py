@@ -10,7 +10,7 @@ import hashlib
 import json
 import math
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -38,6 +38,7 @@ from recbole_edt.structured import Problem, short
 MOST_REASKS = 2
 TEXTS_PER_CALL = 64
 
+_PROBES = 3  # questions by which a way of asking is looked for
 _QUOTED_ANSWER = 2000  # characters of a rejected answer that are shown to the model again
 _RECORDS, _FEWEST_RECORDS = 200, 5  # stored answers that an estimate is calibrated by
 _ROUNDS = 3  # of asking for vectors whose length differs from that of the rest
@@ -281,7 +282,7 @@ class Client:
             talks.setdefault(talk.key, talk)
         return places, list(talks.values())
 
-    def _look_up(self, talks: Iterable[_Conversation]) -> None:
+    def _look_up(self, talks: Sequence[_Conversation]) -> None:
         """Follow what is stored of each conversation: to its answer, or to the point where it must go on."""
         todo = list(talks)
         while todo:
@@ -342,14 +343,16 @@ class Client:
 
     async def _ask_all(self, session: Session, talks: Sequence[_Conversation], desc: str) -> None:
         if self._dialect is None:
-            await self._detect(session, _Conversation(talks[0].request))
+            for talk in talks[:_PROBES]:
+                if await self._detect(session, replace(talk, turns=[*talk.turns])):
+                    break
             for talk in talks:
                 talk.start_again()
             self._look_up(talks)
         todo = [talk for talk in talks if talk.answer is None]
         await session.share_out(todo, lambda talk: self._converse(session, talk), desc, "answer", self._total)
 
-    async def _detect(self, session: Session, talk: _Conversation) -> None:
+    async def _detect(self, session: Session, talk: _Conversation) -> bool:
         """Ask one question in one way after the other until one works, and remember it for the endpoint."""
         dialect: Dialect | None = self._first_dialect
         may_change = self.config.structured == "auto"
@@ -366,11 +369,12 @@ class Client:
             ignored = isinstance(verdict, Problem) and verdict.kind in ("not JSON", "schema")
             if not (ignored and may_change and dialect.mode == "json_schema"):
                 self.store.remember(self.endpoint, self.model, self._dialect_name, asdict(dialect))
-                return
+                return True
             # The server took the schema and did not heed it.
             session.reject(call.key)
             dialect = replace(dialect, mode="json_object")
         self._dialect = None
+        return False
 
     async def _converse(self, session: Session, talk: _Conversation) -> None:
         """Ask until there is a good answer, or none is to be had."""
@@ -481,13 +485,13 @@ class Client:
         self, session: Session, todo: list[str], desc: str, dimensions: int | None, found: dict[str, Stored]
     ) -> None:
         """Ask for vectors until all that can be had are of one length, and add them to ``found``."""
-        for _ in range(_ROUNDS):
+        for rounds_left in reversed(range(_ROUNDS)):
             calls = [todo[start : start + TEXTS_PER_CALL] for start in range(0, len(todo), TEXTS_PER_CALL)]
             await session.share_out(
                 calls, lambda call: self._embed_call(session, call, dimensions, found), desc, "call", self._total
             )
             lengths = Counter(len(_vector(one)) for one in found.values())
-            if len(lengths) < 2:
+            if len(lengths) < 2 or not rounds_left:
                 return
             usual = lengths.most_common(1)[0][0]
             todo = [text for text, one in found.items() if len(_vector(one)) != usual]
@@ -573,6 +577,8 @@ class Client:
         kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(failed.items()))
         lost = f"; {sum(failed.values())} failed ({kinds})" if kinds else ""
         self.say(f"{desc}: {n} distinct, {n - n_asked} from the cache, {n_asked} asked{lost}; so far {self.spent}")
+        if failed.get("cut off"):
+            self.say(f"note: answers were cut off at llm.max_tokens: {self.config.max_tokens}; raise it and run again")
 
     def _plan(self, calls: int, cached: int, prompt: int, usual: int, most: int) -> Plan:
         price = self.price

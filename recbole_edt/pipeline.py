@@ -138,7 +138,7 @@ def _augmentation(counts: Mapping[str, Any], domains: tuple[str, str]) -> Iterat
         share = counts[f"share_kept_{way}"]
         kept_of = f"{kept} of them kept by rank too ({share:.1%})"
         yield f"{proposed}, {above} above tau {tau:.3f}, {kept_of}{_unfit(counts, way)}"
-        if not 0.01 <= above / max(counts[f"generated_{way}"], 1) <= 0.9:
+        if counts[f"generated_{way}"] and not 0.01 <= above / counts[f"generated_{way}"] <= 0.9:
             yield "note: tau lets hardly anything pass there, or nearly everything; see augment.tau"
     if counts["inserted"]:
         yield (
@@ -734,7 +734,8 @@ def llm_note(settings: Settings) -> str:
     models = {stage: config["llm"]["model"] for stage, config in made.items() if "llm" in config}
     items = f"items written by {models['augment']}" if "augment" in models else "items proposed by co-occurrence"
     texts = f"profiles by {models['profile']}" if "profile" in models else "profiles made of telling words"
-    embedder = settings.embed.vectors or settings.embed.model or settings.embed.embedder
+    of_endpoint = settings.embed.embedder == embeddings.ENDPOINT
+    embedder = settings.embed.vectors or (settings.embed.model if of_endpoint else settings.embed.embedder)
     parts = f"{items}, {texts}, texts embedded by {embedder}"
     return f"LLM: {parts}" if models else f"offline: no LLM was called; {parts}"
 

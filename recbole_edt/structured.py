@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import json
 import re
 from collections.abc import Iterator, Mapping
@@ -12,6 +13,7 @@ from typing import Any
 import jsonschema
 
 _LIMITS = ("minLength", "maxLength", "minItems", "maxItems", "minimum", "maximum", "pattern", "format")
+_FAULTS_TOLD = 3
 _MOST_STARTS = 50  # places of a text where JSON is looked for
 _MOST_CHARACTERS = 200_000
 _FENCE = re.compile(r"```[\w-]*\s*\n?(.*?)```", re.DOTALL)
@@ -40,8 +42,9 @@ def judge(text: str | None, finish_reason: str | None, schema: Mapping[str, Any]
     """
     if finish_reason in ("refusal", "content_filter"):
         return Problem("refused", f"the model refused: {short(text or finish_reason)}")
-    if not (text or "").strip():
-        return Problem("empty", "the answer was empty")
+    cut_off = Problem("cut off", "the answer was too long and was cut off; it must be shorter")
+    if not (text or "").strip():  # a model that thinks may use up its tokens before it says a word
+        return cut_off if finish_reason == "length" else Problem("empty", "the answer was empty")
     problem = Problem("not JSON", "the answer holds no JSON")
     for value in _candidates(text or ""):
         value = _fitted(value, schema)
@@ -49,18 +52,14 @@ def judge(text: str | None, finish_reason: str | None, schema: Mapping[str, Any]
         if fault is None:
             return value
         problem = Problem("schema", fault)
-    if finish_reason == "length":
-        return Problem("cut off", "the answer was too long and was cut off; it must be shorter")
-    return problem
+    return cut_off if finish_reason == "length" else problem
 
 
 def fault_of(value: Any, schema: Mapping[str, Any]) -> str | None:
-    """Where and how a value breaks a schema; None if it fits."""
-    error = jsonschema.exceptions.best_match(_validator(json.dumps(schema, sort_keys=True)).iter_errors(value))
-    if error is None:
-        return None
-    place = error.json_path.removeprefix("$").removeprefix(".")
-    return f"{place}: {short(error.message)}" if place else short(error.message)
+    """Where and how a value breaks a schema, in the first few places; None if it fits."""
+    errors = itertools.islice(_validator(json.dumps(schema, sort_keys=True)).iter_errors(value), _FAULTS_TOLD)
+    told = [f"{error.json_path}: {short(error.message)}".removeprefix("$").lstrip(".: ") for error in errors]
+    return "; ".join(told) or None
 
 
 def without_limits(schema: Any) -> Any:

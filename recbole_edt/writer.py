@@ -9,7 +9,7 @@ import itertools
 import json
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
@@ -152,6 +152,7 @@ class Estimate:
         stored: those with one.
         prompt_tokens, completion_tokens: of the calls.
         cost_usd: None where the price is not known.
+        limit_tokens, limit_usd: if every answer took all the tokens that it may.
     """
 
     calls: int = 0
@@ -159,9 +160,29 @@ class Estimate:
     prompt_tokens: int = 0
     completion_tokens: int = 0
     cost_usd: float | None = 0.0
+    limit_tokens: int = 0
+    limit_usd: float | None = 0.0
+
+    def __add__(self, other: Estimate) -> Estimate:
+        pairs = zip(astuple(self), astuple(other), strict=True)
+        sums: list[Any] = [None if a is None or b is None else a + b for a, b in pairs]
+        return Estimate(*sums)
 
 
-class Rehearsal(LiveWriter):
+_FILLER = "wok zyt "
+"""About two characters a token: denser than words, so that an answer of this length is long indeed."""
+
+
+class _Stored(LiveWriter):
+    """Looks up, and makes no file."""
+
+    @cached_property
+    def store(self) -> AnswerStore:
+        path = cache_path(self.settings)
+        return self._exit.enter_context(AnswerStore(path if path.exists() else ":memory:"))
+
+
+class Rehearsal(_Stored):
     """Answers from the cache, and made-up ones where there are none, so that a stage goes on to its next questions.
 
     Args:
@@ -208,14 +229,11 @@ class Rehearsal(LiveWriter):
         return super().embed(texts) if self._stand_in is None else self._stand_in.embed(texts)
 
     def _add(self, step: str, client: Client, plan: Plan, made_up: Sequence[str]) -> None:
-        completion = plan.completion_tokens_most if self.longest else sum(estimate_texts(made_up))
+        completion = min(plan.completion_tokens_most, sum(estimate_texts(made_up)))
         cost = None if client.price is None else client.price.of(plan.prompt_tokens, completion)
-        total = self.steps.setdefault(step, Estimate())
-        total.calls += plan.calls
-        total.stored += plan.cached
-        total.prompt_tokens += plan.prompt_tokens
-        total.completion_tokens += completion
-        total.cost_usd = None if cost is None or total.cost_usd is None else total.cost_usd + cost
+        tokens = plan.prompt_tokens, completion
+        new = Estimate(plan.calls, plan.cached, *tokens, cost, plan.completion_tokens_most, plan.cost_usd_most)
+        self.steps[step] = self.steps.get(step, Estimate()) + new
 
     def _made_up(self, request: ChatRequest) -> ChatAnswer:
         value = self._value(request.schema)
@@ -229,7 +247,7 @@ class Rehearsal(LiveWriter):
             n = schema["maxItems" if self.longest else "minItems"]
             return [self._value(schema["items"]) for _ in range(n)]
         length = schema["maxLength"] if self.longest else schema["minLength"]
-        return f"{next(self._words)} {'word ' * (length // 5)}"[:length]
+        return f"{next(self._words)} {_FILLER * (length // len(_FILLER))}"[:length]
 
 
 class _Random:
@@ -274,7 +292,7 @@ class Collector(LiveWriter):
         return super().embed(texts)
 
 
-class Reader(LiveWriter):
+class Reader(_Stored):
     """Only looks up; what was never asked, or not to an end, is a failure of its own."""
 
     def ask(self, requests: Sequence[ChatRequest], desc: str) -> list[ChatAnswer]:

@@ -195,7 +195,7 @@ class TestPage:
         for part in (
             "User u0 of toy",
             "● 1",
-            "row 1: a",
+            "after row 1: a",
             "0.894",
             "0.949",
             "own item",

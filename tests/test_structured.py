@@ -61,7 +61,7 @@ class TestJudge:
         [
             ("", "stop", "empty"),
             (None, "stop", "empty"),
-            (" \n", "length", "empty"),
+            (" \n", "length", "cut off"),
             ("I like pans.", "stop", "not JSON"),
             ("{'title': 'pan'}", "stop", "not JSON"),
             ("[" * 100_000, "stop", "not JSON"),

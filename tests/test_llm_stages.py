@@ -1,0 +1,311 @@
+"""The stages with a language model that is a real server: on the command line, and with everything that goes wrong."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
+
+import pandas as pd
+import pytest
+from conftest import write_tiny
+from faulty_server import FaultyServer, batch_answers
+from llm_runs import KEY, STAGES, arguments, left
+from test_end_to_end import swap_held_out
+
+from recbole_edt import llm, writer
+from recbole_edt.cli import run
+
+N_USERS = 12
+
+
+def place_of(folder: Path) -> Path:
+    write_tiny(folder / "atomic_files", "tiny", n_users=N_USERS)
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def key(monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    # Waits between repetitions are tested with the client; here they would only take time.
+    monkeypatch.setattr(writer, "Client", partial(llm.Client, backoff_s=0.001))
+
+
+@pytest.fixture
+def server() -> Iterator[FaultyServer]:
+    with FaultyServer(api_key=KEY) as running:
+        yield running
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return place_of(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def reference(tmp_path_factory) -> SimpleNamespace:
+    """What an undisturbed run leaves, the calls it took, and its cache; the URL is that of a server that is gone."""
+    place = place_of(tmp_path_factory.mktemp("reference"))
+    with pytest.MonkeyPatch.context() as patch, FaultyServer(api_key=KEY) as server:
+        patch.chdir(place)
+        patch.setenv("OPENAI_API_KEY", KEY)
+        stages(arguments(server.url))
+        return SimpleNamespace(place=place, left=left(place), bodies=server.bodies, url=server.url, port=server.port)
+
+
+def stages(given: list[str], *names: str) -> None:
+    for stage in names or STAGES:
+        assert run([stage, *given]) == 0, stage
+
+
+def counts(stage: str) -> dict:
+    folder = "tiny" if stage == "embed" else "tiny-edt"
+    return json.loads(Path(f"atomic_files/{folder}/{stage}.json").read_text())["counts"]
+
+
+def said_last(capsys) -> str:
+    return capsys.readouterr().err.strip().splitlines()[-1]
+
+
+# ---- what a run gives --------------------------------------------------------------------------------------------
+
+
+def test_the_whole_run_asks_each_question_once_and_a_second_one_asks_nothing(place, server, capsys):
+    given = arguments(server.url, epochs=1, finetune_epochs=1)
+    assert run(given) == 0
+    assert max(server.bodies.values()) == 1
+    n_calls, files = server.n_calls, left(place)
+    capsys.readouterr()
+    assert run(given) == 0
+    assert server.n_calls == n_calls and left(place) == files
+    printed = capsys.readouterr().out
+    assert "LLM: items written by writer, profiles by writer, texts embedded by vectors" in printed
+    report = next(place.glob("runs/*/report.md")).read_text(encoding="utf-8")
+    assert "## Asked of models" in report and "no LLM was called" not in report
+    assert "augment, answers: " in report and "(paper: $0.000194)" in report and "(paper: $0.000477)" in report
+    augment, profile = counts("augment"), counts("profile")
+    assert augment["inserted"] > 5 and augment["failed"] == profile["failed"] == {}
+    assert profile["profiles"] == N_USERS
+    items = pd.read_csv("atomic_files/tiny-edt/tiny-edt.item", sep="\t", dtype=str)
+    assert items["item_id:token"].str.startswith("edt-virtual-").sum() > 0
+
+
+def test_no_file_that_a_run_leaves_holds_the_key(place, server):
+    server.fault_share = 0.3
+    server.cue("401")
+    given = arguments(server.url, epochs=1, finetune_epochs=1, llm__timeout_s=1)
+    assert run(given) == 1
+    assert run(given) == 0
+    assert run(["inspect", "--user=u1", *given]) == 0
+    assert run(["cache", "export", "--file=answers.jsonl", *given]) == 0
+    files = [path for path in place.rglob("*") if path.is_file()]
+    assert len(files) > 20
+    assert [path for path in files if KEY.encode() in path.read_bytes()] == []
+
+
+def test_other_held_out_interactions_change_no_question(place, server):
+    assert swap_held_out(Path("atomic_files/tiny"), Path("swapped/tiny")) == 2 * N_USERS
+    asked = []
+    for folder in ("atomic_files", "swapped"):
+        server.forget()
+        stages([*arguments(server.url), f"--data_path={folder}"])
+        asked.append(dict(server.bodies))
+    assert len(asked[0]) > 3 * N_USERS and asked[0] == asked[1]
+
+
+def test_a_user_can_be_inspected(place, server, capsys):
+    given = arguments(server.url)
+    stages(given)
+    n_calls = server.n_calls
+    assert run(["inspect", "--user=u1", *given]) == 0
+    printed = capsys.readouterr().out
+    page = Path("atomic_files/tiny-edt/inspect/u1.html").read_text(encoding="utf-8")
+    kept = [json.loads(line) for line in Path("atomic_files/tiny-edt/augment_trace.jsonl").read_text().splitlines()]
+    titles = [one["title"] for one in kept if one["user"] == "u1"]
+    assert titles and all(title in page for title in titles)
+    assert "u1" in printed and "kitchen" in printed
+    assert server.n_calls == n_calls
+    assert run(["inspect", "--user=nobody", *given]) == 1
+    assert "--user: 'nobody' is no user of tiny" in said_last(capsys)
+
+
+# ---- before anything is sent -------------------------------------------------------------------------------------
+
+
+def test_a_dry_run_sends_and_writes_nothing_and_its_ranges_hold(place, server, capsys):
+    given = arguments(server.url)
+    before = left(place)
+    assert run(["--dry-run", *given]) == 0
+    printed = capsys.readouterr().out
+    assert server.n_calls == 0 and left(place) == before
+    assert not any(path.suffix == ".safetensors" for path in place.rglob("*"))
+    stages(given)
+    foreseen = cells(printed)
+    assert "offline embedder" in printed  # the vectors that choose who speaks for a user are not there yet
+    for step, used in (
+        ("generate", counts("augment")["used"]["chat"]),
+        ("profile", counts("profile")["used"]["chat"]),
+    ):
+        steps = ("summarize", "reform", "analyze") if step == "profile" else (step,)
+        for key, column in (("calls", "calls"), ("prompt_tokens", "prompt tokens")):
+            least, most = (sum(number(foreseen[one][column])[end] for one in steps) for end in (0, 1))
+            assert least * 0.9 <= used[key] <= most * 1.1, (step, key)
+    capsys.readouterr()
+    assert run(["--dry-run", *given]) == 0
+    again = cells(capsys.readouterr().out)
+    assert again["total"]["calls"] == again["total"]["prompt tokens"] == "0"
+
+
+def cells(printed: str) -> dict[str, dict[str, str]]:
+    """The table of a dry run by step and column."""
+    rows = [re.split(r"  +", line.strip()) for line in printed.splitlines() if re.search(r"\w  +\w", line)]
+    head, *rest = [row for row in rows if len(row) >= 6]
+    return {row[0]: dict(zip(head[1:], row[1:], strict=False)) for row in rest}
+
+
+def number(cell: str) -> tuple[int, int]:
+    """Least and most of a cell such as ``1,200 to 3,000``."""
+    found = [int(one.replace(",", "")) for one in cell.split(" to ")]
+    return found[0], found[-1]
+
+
+def test_the_limit_on_money_stops_a_run_and_a_higher_one_goes_on(place, server, capsys):
+    Path("prices.yaml").write_text("writer: {input: 1000, output: 1000}\nvectors: {input: 0}\n")
+    given = arguments(server.url, llm__prices="prices.yaml", llm__concurrency=2)
+    assert run(["--max-cost=1", *given, "augment"]) == 1  # the vectors are not there
+    stages(given, "prepare", "embed")
+    capsys.readouterr()
+    assert run(["augment", "--max-cost=1", *given]) == 1
+    assert "max_cost" in capsys.readouterr().err
+    paid = server.n_calls
+    assert run(["augment", *given]) == 0
+    assert max(server.bodies.values()) == 1 and server.n_calls > paid
+    cost = counts("augment")["used"]["chat"]["cost_usd"]
+    assert cost > 1
+
+
+# ---- faults ------------------------------------------------------------------------------------------------------
+
+
+def test_with_three_faults_in_ten_every_user_is_accounted_for(place, server):
+    server.fault_share = 0.3
+    given = arguments(server.url, llm__retries=3, llm__timeout_s=2)
+    stages(given)
+    augment, profile = counts("augment"), counts("profile")
+    trace = pd.read_json("atomic_files/tiny-edt/augment_trace.jsonl", lines=True, dtype=False)
+    for way in ("food_to_kitchen", "kitchen_to_food"):
+        source = way.split("_")[0]
+        asked, answered = augment[f"users_asked_{way}"], augment[f"users_answered_{way}"]
+        assert asked + augment[f"users_not_asked_{way}"] == N_USERS
+        assert trace.loc[trace["source"] == source, "user"].nunique() == asked
+        assert asked - answered <= sum(augment["failed"].values())
+    assert profile["profiles"] + profile["users_failed"] <= N_USERS
+    assert sum(server.stats()["faults"].values()) > 10
+    rows = pd.read_csv("atomic_files/tiny-edt/tiny-edt.inter", sep="\t", dtype=str)
+    items = pd.read_csv("atomic_files/tiny-edt/tiny-edt.item", sep="\t", dtype=str)
+    assert set(rows["item_id:token"]) <= set(items["item_id:token"])
+    assert items["title:token_seq"].str.len().min() > 0
+
+
+def test_a_run_after_failures_asks_for_those_alone_and_then_equals_an_undisturbed_one(place, server, reference):
+    given = arguments(server.url, llm__retries=0)
+    stages(given, "prepare", "embed")
+    server.cue(None, None, "500", None, "500")
+    stages(given, "augment")
+    assert counts("augment")["failed"] == {"server": 2}
+    server.forget()
+    stages(given, "augment")
+    assert sum(path.endswith("completions") for path, _, _ in server.calls) == 2
+    assert counts("augment")["failed"] == {}
+    stages(given, "profile")
+    same_but_manifests = {name: content for name, content in left(place).items() if not name.endswith(".json")}
+    for name, content in same_but_manifests.items():
+        assert reference.left[name] == content, name
+
+
+@pytest.mark.parametrize(
+    ("fault", "message"),
+    [("401", "OPENAI_API_KEY"), ("402", "Insufficient Balance"), ("404", "writer"), ("quota", "quota")],
+)
+def test_what_no_repetition_can_help_stops_at_once_in_one_message(place, server, capsys, fault, message):
+    given = arguments(server.url)
+    stages(given, "prepare", "embed")
+    capsys.readouterr()
+    n_calls = server.n_calls
+    server.always = fault
+    assert run(["augment", *given]) == 1
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert error.startswith("error: ") and message in error and KEY not in error
+    assert server.n_calls - n_calls <= 16
+    server.always = None
+    stages(given, "augment")
+
+
+def test_without_a_server_the_message_names_it(place, capsys):
+    given = arguments("http://127.0.0.1:9/v1", embed__embedder="wordllama", llm__retries=1)
+    stages(given, "prepare", "embed")
+    assert run(["augment", *given]) == 1
+    assert "127.0.0.1:9" in said_last(capsys)
+    assert not Path("atomic_files/tiny-edt/augment.json").exists()
+
+
+# ---- the same answers, another way -------------------------------------------------------------------------------
+
+
+def test_a_replay_needs_no_server_and_leaves_the_same_files(reference, place, capsys):
+    shutil.copytree(reference.place / "atomic_files/tiny", "atomic_files/tiny", dirs_exist_ok=True)
+    shutil.copy(reference.place / "atomic_files/llm_cache.sqlite", "atomic_files")
+    given = [*arguments(reference.url), "--llm.replay=true"]
+    stages(given)
+    assert left(place) == reference.left
+    shutil.rmtree("atomic_files/tiny-edt")
+    assert run(["cache", "prune", "--template=generate", *given]) == 0
+    capsys.readouterr()
+    assert run(["augment", *given]) == 1
+    error = capsys.readouterr().err
+    assert "u0" in error or "user" in error
+
+
+def test_answers_by_batch_files_leave_the_same_files_and_no_call(place, server, reference, capsys):
+    given = arguments(reference.url)  # where nobody listens any more
+    waves = 0
+    while True:
+        Path("batch.jsonl").unlink(missing_ok=True)
+        assert run(["batch", "export", "--file=batch.jsonl", *given]) == 0
+        if not Path("batch.jsonl").exists():
+            break
+        results = batch_answers(Path("batch.jsonl").read_text(encoding="utf-8"))
+        Path("results.jsonl").write_text(results, encoding="utf-8")
+        assert run(["batch", "import", "--file=results.jsonl", *given]) == 0
+        waves += 1
+        assert waves < 8
+    assert waves == 7  # vectors of items, items, their vectors by domain, summaries, profiles, their vectors
+    Path("results.jsonl").unlink()
+    for name, content in left(place).items():
+        if not name.endswith(".json"):
+            assert reference.left[name] == content, name
+    stages(given)
+
+
+def test_the_cache_can_be_counted_exported_and_pruned(place, server, capsys):
+    given = arguments(server.url)
+    assert run(["cache", "stats", *given]) == 1
+    assert "no answers are stored yet" in said_last(capsys)
+    stages(given)
+    capsys.readouterr()
+    assert run(["cache", "stats", *given]) == 0
+    printed = capsys.readouterr().out
+    assert "generate@1" in printed and "vectors" in printed
+    assert run(["cache", "export", "--file=answers.jsonl", *given]) == 0
+    lines = Path("answers.jsonl").read_text(encoding="utf-8").splitlines()
+    assert len(lines) > 3 * N_USERS and json.loads(lines[0])["model"] in ("writer", "vectors")
+    assert run(["cache", "prune", *given]) == 2
+    asked = counts("augment")["used"]["chat"]["calls"]  # equal questions are asked once
+    assert run(["cache", "prune", "--model=writer", "--template=generate", *given]) == 0
+    assert f"\n{asked} answers deleted" in capsys.readouterr().out
+    assert run(["cache", "prune", "--older-than=soon", *given]) == 2
