@@ -79,7 +79,7 @@ def audit(settings: Settings, say: pipeline.Say) -> None:
             say(f"note: {protocol.name} is left out: {error}")
             continue
         model.full_sort_predict = _scorer(model, protocol, pipeline.seed_of(settings))
-        trainer.evaluate(eval_loader(trainer.config, part), load_best_model=True)
+        trainer.evaluate(eval_loader(trainer.config, part), load_best_model=False)
         ranks = trainer.evaluator.ranks
         new = inserted[ranks["user"].to_numpy()] if protocol.split_after else np.zeros(len(ranks), bool)
         rows += _rows(protocol, ranks, new)

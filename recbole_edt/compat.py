@@ -233,7 +233,7 @@ def save_plain_checkpoint(self: Any, epoch: int, verbose: bool = True, **kwargs:
         return
     path = kwargs.pop("saved_model_file", self.saved_model_file)
     state = {
-        "config": {"model": str(self.config["model"]), "dataset": str(self.config["dataset"])},
+        "config": identity(self.config),
         "epoch": epoch,
         "cur_step": self.cur_step,
         "best_valid_score": float(self.best_valid_score),
@@ -244,6 +244,12 @@ def save_plain_checkpoint(self: Any, epoch: int, verbose: bool = True, **kwargs:
     write_checkpoint(path, state)
     if verbose:
         self.logger.info(f"Saving current: {path}")
+
+
+def identity(config: Any) -> dict[str, str]:
+    """What a checkpoint must have in common with the model that takes its weights."""
+    keys = ["model", "dataset", *(["backbone"] if config["model"] == "LLMEDT" else [])]
+    return {key: str(config[key] or "SASRec") for key in keys}  # the backbone has a default
 
 
 def write_checkpoint(path: Any, state: dict[str, Any]) -> None:

@@ -35,7 +35,7 @@ from recbole_edt.candidates import CandidateTable
 from recbole_edt.config import RUN_DEFAULTS, Settings, model_values, recbole_config
 from recbole_edt.costs import Usage, dollars
 from recbole_edt.dataset import EDTDataset, SequenceLoader, artefacts_hash, eval_loader, rows_for
-from recbole_edt.errors import DataError
+from recbole_edt.errors import ConfigError, DataError
 from recbole_edt.evaluation import RankCollector, RankEvaluator, read_ranks, standard_groups, write_ranks
 from recbole_edt.files import (
     is_current,
@@ -50,7 +50,7 @@ from recbole_edt.files import (
 from recbole_edt.model import LLMEDT
 from recbole_edt.recommend import load as load_run
 from recbole_edt.split import catalogue_hash
-from recbole_edt.trainer import PhaseConfig, trainer_class
+from recbole_edt.trainer import PhaseConfig, load_weights, trainer_class
 from recbole_edt.writer import LiveWriter, embedder_identity, llm_identity
 
 Say = Callable[[str], None]
@@ -69,7 +69,21 @@ def prepare(settings: Settings, say: Say) -> None:
     data = read(settings)
     if not (split.leave_one_out(data) == split.TEST).any():
         raise DataError(f"{outputs[0]}: no user has {split.MIN_RAW_ROWS} interactions, so none can be held out")
+    _check_clusters(settings, data)
     say(f"{name}: {raw.listed(raw.card(data))}")
+
+
+def _check_clusters(settings: Settings, data: atomic.TwoDomainData) -> None:
+    """Raises: ConfigError naming every number of clusters that is larger than a domain."""
+    sizes = [int(((data.item_domain == d) & ~data.virtual).sum()) for d in (0, 1)]
+    smallest = sizes.index(min(sizes))
+    faults = [
+        f"{group}.n_clusters: {n} is more than the {sizes[smallest]} items of {data.domains[smallest]}"
+        for group, n in (("augment", settings.augment.n_clusters), ("profile", settings.profile.n_clusters))
+        if n > sizes[smallest]
+    ]
+    if faults:
+        raise ConfigError("\n".join(faults))
 
 
 def read(settings: Settings) -> atomic.TwoDomainData:
@@ -107,6 +121,7 @@ def augment_data(settings: Settings, say: Say, opened: Opener = LiveWriter) -> N
     """Generated items of the other domain, filtered and inserted: the augmented atomic files and their vectors."""
     table = embeddings.EmbeddingTable.load(item_vectors(settings))
     data = with_text(settings, table)
+    _check_clusters(settings, data)
     folder, name = augmented_folder(settings), settings.augmented
     outputs = [*_augmented_files(settings), folder / TRACE["augment"]]
     inputs = _inputs(settings, data, item_vectors(settings), settings.augment)
@@ -427,7 +442,7 @@ def ranks_under(experiment: Experiment, name: str, candidates: str) -> pd.DataFr
     if not path.is_file():
         _, trainer, test_data = open_run(under(experiment, candidates), name, run_dir)
         with _log_to(run_dir / "log.txt"):
-            trainer.evaluate(test_data, load_best_model=True)
+            trainer.evaluate(test_data, load_best_model=False)
         _write_ranks(experiment, trainer.evaluator.ranks, path)
     return read_ranks(path)
 
@@ -442,13 +457,14 @@ def under(experiment: Experiment, candidates: str) -> Experiment:
 
 
 def open_run(experiment: Experiment, name: str, run_dir: Path) -> tuple[Any, Any, Any]:
-    """Model, trainer and test loader of a finished run; the trainer loads the weights when it evaluates."""
+    """Model with its weights, trainer and test loader of a finished run."""
     config = recbole_config(experiment.settings, name, experiment.settings.augmented, run_dir)
     init_seed(config["seed"], config["reproducibility"])
     train_data, _, test_data, cls = loaders(experiment, config, name)
     model = cls(config, train_data._dataset).to(config["device"])
     if name == "LLMEDT":
         model.start_finetuning()
+    load_weights(model, config, run_dir / "best.pth")
     return model, make_trainer(experiment, config, model, run_dir, train_data._dataset, trains=False), test_data
 
 

@@ -21,7 +21,7 @@ from recbole_edt.errors import DataError
 from recbole_edt.files import read_json
 from recbole_edt.model import LLMEDT
 from recbole_edt.split import catalogue_hash, leave_one_out, split_hash
-from recbole_edt.trainer import load_checkpoint
+from recbole_edt.trainer import load_weights
 
 
 class Recommender:
@@ -165,15 +165,7 @@ def open_model(
     model = cls(config, part).to(config["device"])
     if name == "LLMEDT":
         model.start_finetuning()
-    checkpoint = load_checkpoint(run_dir / "best.pth", config["device"])
-    try:
-        model.load_state_dict(checkpoint["state_dict"])
-    except RuntimeError:
-        raise DataError(
-            f"{run_dir / 'best.pth'} does not fit the data in {config['data_path']}: they have changed since training"
-        ) from None
-    model.load_other_parameter(checkpoint.get("other_parameter"))
-    model.eval()
+    load_weights(model, config, run_dir / "best.pth")
     titles = dict(zip(dataset.source.items, _titles(dataset), strict=True))
     return Recommender(model, part, [titles.get(token, "") for token in part.field2id_token[part.iid_field]])
 

@@ -21,7 +21,7 @@ from recbole.trainer import Trainer
 from recbole.utils import ModelType, get_trainer
 from tqdm import tqdm
 
-from recbole_edt.compat import write_checkpoint
+from recbole_edt.compat import identity, write_checkpoint
 from recbole_edt.dataset import SequenceLoader
 from recbole_edt.errors import ConfigError, DataError
 from recbole_edt.files import write_text
@@ -153,6 +153,7 @@ class ResumableTraining:
     def _save_state(self: Any, train_data: Any, epoch: int) -> None:
         generator = getattr(train_data, "generator", None)
         state = {
+            "config": identity(self.config),
             "phase": self.phase,
             "epoch": epoch,
             "cur_step": self.cur_step,
@@ -178,7 +179,7 @@ class ResumableTraining:
         self.best_valid_score = state["best_valid_score"]
         self.best_valid_result = state["best_valid_result"] or None
         self.epoch_log, self.phases = state["epoch_log"], state["phases"]
-        self.model.load_state_dict(state["state_dict"])
+        take_weights(self.model, state, self.config, self.run_dir / "last.pth")
         self.optimizer.load_state_dict(state["optimizer"])
         if state["generator"] is not None:
             train_data.generator.set_state(state["generator"].cpu())
@@ -194,6 +195,35 @@ def load_checkpoint(path: Path, device: Any = "cpu") -> dict[str, Any]:
         return torch.load(path, map_location=device, weights_only=True)
     except Exception as error:  # torch raises several kinds for a damaged file
         raise DataError(f"{path} is not a readable checkpoint ({error}); delete it to train anew") from None
+
+
+def load_weights(model: Any, config: Any, path: Path) -> None:
+    """Give a model the weights of a finished run, and leave it in evaluation mode.
+
+    Raises: DataError for a damaged checkpoint, or one of another model, backbone or data set.
+    """
+    checkpoint = load_checkpoint(path, config["device"])
+    take_weights(model, checkpoint, config, path)
+    model.load_other_parameter(checkpoint.get("other_parameter"))
+    model.eval()
+
+
+def take_weights(model: Any, checkpoint: dict[str, Any], config: Any, path: Path) -> None:
+    """The weights of a checkpoint that was read.
+
+    Raises: DataError if it is of another model, backbone or data set.
+    """
+    own, found = identity(config), checkpoint.get("config", {})
+    other = [f"{key} {found.get(key)!r}, not {value!r}" for key, value in own.items() if found.get(key) != value]
+    if other:
+        raise DataError(f"{path} is of another run ({'; '.join(other)}); put its own back, or train anew")
+    try:
+        model.load_state_dict(checkpoint["state_dict"])
+    except (KeyError, RuntimeError):
+        raise DataError(
+            f"{path} does not fit the model, its sizes or the data in {config['data_path']}, which may have changed "
+            "since training; train anew"
+        ) from None
 
 
 def resumable(trainer: type) -> type:
@@ -323,7 +353,7 @@ class LLMEDTTrainer(ResumableTraining, Trainer):
         if not Path(path).is_file():
             raise DataError(f"{path} does not exist: the pre-trained weights are lost; delete last.pth to train anew")
         checkpoint = load_checkpoint(Path(path), self.device)
-        self.model.load_state_dict(checkpoint["state_dict"])
+        take_weights(self.model, checkpoint, self.config, Path(path))
         self.best_valid_score = checkpoint["best_valid_score"]
 
     def _start_finetuning(self) -> None:

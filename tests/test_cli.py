@@ -169,7 +169,7 @@ def test_bad_data_ends_in_one_message_and_touches_nothing(embedded, fails):
         assert message in fails(*TINY), name
         assert snapshot(embedded) == before, name
         spoilt()
-    assert run(["prepare", *TINY]) == 0
+    assert run(["prepare", *TINY, "--augment.n_clusters=1", "--profile.n_clusters=1"]) == 0
 
 
 def test_users_with_one_interaction_each_leave_nothing_to_train_on(workplace, fails):
@@ -257,3 +257,16 @@ def test_a_disk_that_runs_full_is_one_message(embedded, size):
     assert done.stderr.startswith("error: disk/tiny-") and done.stderr.count("\n") == 1, done.stderr
     assert "cannot be written (No space left on device)" in done.stderr
     assert left == []
+
+
+@pytest.mark.parametrize("stage", ["prepare", "augment", None])
+def test_more_clusters_than_items_are_refused_before_any_work(workplace, capsys, stage):
+    if stage == "augment":
+        assert run(["embed", *TINY]) == 0
+    before = snapshot(workplace)
+    capsys.readouterr()
+    status = run([*([stage] if stage else []), *TINY, "--augment.n_clusters=16", "--profile.n_clusters=16"])
+    lines = capsys.readouterr().err.removeprefix("error: ").splitlines()
+    assert status == 2
+    assert lines == [f"{group}.n_clusters: 16 is more than the 15 items of food" for group in ("augment", "profile")]
+    assert snapshot(workplace) == before

@@ -191,7 +191,8 @@ def test_run_recbole_trains_and_evaluates(registered, augmented, tmp_path):
     assert result["test_result"]["recall@10"] == result["test_result"]["hit@10"]  # one target per user
     checkpoints = list((tmp_path / "saved").glob("LLMEDT-*.pth"))
     assert len(checkpoints) == 1
-    assert torch.load(checkpoints[0], weights_only=True)["config"] == {"model": "LLMEDT", "dataset": "tiny-edt"}
+    about = {"model": "LLMEDT", "dataset": "tiny-edt", "backbone": "SASRec"}
+    assert torch.load(checkpoints[0], weights_only=True)["config"] == about
 
 
 def test_run_recbole_gives_the_same_result_twice(registered, augmented):

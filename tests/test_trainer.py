@@ -13,7 +13,14 @@ from conftest import QUICK
 from recbole_edt import config, pipeline
 from recbole_edt.dataset import TARGET_SEQ
 from recbole_edt.errors import ConfigError, DataError
-from recbole_edt.trainer import FrozenStates, PhaseConfig, load_checkpoint, random_state, set_random_state
+from recbole_edt.trainer import (
+    FrozenStates,
+    PhaseConfig,
+    load_checkpoint,
+    load_weights,
+    random_state,
+    set_random_state,
+)
 
 
 @pytest.fixture
@@ -177,3 +184,30 @@ def test_a_damaged_or_foreign_checkpoint_is_refused(tmp_path):
     torch.save({"surprise": Stopped}, tmp_path / "y.pth")  # would be code on loading
     with pytest.raises(DataError, match="y.pth"):
         load_checkpoint(tmp_path / "y.pth")
+
+
+@pytest.mark.parametrize("file", ["best.pth", "best.pth.pretrain", "last.pth"])
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"dataset": "other-edt"}, "is of another run .dataset 'other-edt', not 'tiny-edt'."),
+        ({"backbone": "GRU4Rec"}, "is of another run .backbone 'GRU4Rec', not 'SASRec'."),
+        ({"model": "SASRec"}, "is of another run .model 'SASRec', not 'LLMEDT'."),
+        ({}, "does not fit the model, its sizes or the data"),
+    ],
+)
+def test_a_checkpoint_of_another_data_set_backbone_or_size_is_refused(run, workplace, file, change, message):
+    trainer, train_data, valid_data, _ = run("LLMEDT", "run")
+    trainer.fit(train_data, valid_data)
+    path = workplace / "run" / file
+    checkpoint = load_checkpoint(path)
+    checkpoint["config"] |= change
+    if not change:
+        checkpoint["state_dict"].popitem()
+    torch.save(checkpoint, path)
+    again, train_data, valid_data, _ = run("LLMEDT", "run")
+    with pytest.raises(DataError, match=f"{file} {message}"):
+        if file == "best.pth":
+            load_weights(again.model, again.config, path)
+        else:
+            again.fit(train_data, valid_data)
