@@ -87,7 +87,7 @@ def settings_of(settings: Settings, name: str, keys: Mapping[str, Any], seed: in
 
     Raises: ConfigError naming the variant, for keys that all variants share, and for faults of its keys.
     """
-    own: dict[str, Any] = {"seed": seed}
+    own: dict[str, Any] = {"seed": seed, f"model_settings.{settings.model}.seed": seed}
     for key, value in keys.items():
         group = key.partition(".")[0]
         if group in {*OWN, *GROUPS, "seed"} - set(_DATA_GROUPS):

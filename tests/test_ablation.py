@@ -97,7 +97,7 @@ def test_wrong_seeds_are_refused(workplace, capsys, seeds):
 
 
 def test_a_variants_keys_win_over_the_models_own_settings(workplace):
-    base = settings(**{"model_settings.LLMEDT.alpha": 0.9, "alpha": 0.1})
+    base = settings(**{"model_settings.LLMEDT": {"alpha": 0.9, "seed": 7}, "alpha": 0.1})
     own = ablation.settings_of(base, "a", {"alpha": 0.5}, seed=3)
     assert config.recbole_config(own, "LLMEDT", "tiny", Path("x"))["alpha"] == 0.5
     assert config.recbole_config(own, "LLMEDT", "tiny", Path("x"))["seed"] == 3

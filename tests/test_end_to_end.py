@@ -20,7 +20,8 @@ from conftest import QUICK, write_tiny
 import recbole_edt
 from recbole_edt import config, pipeline
 from recbole_edt.cli import run
-from recbole_edt.trainer import load_checkpoint
+from recbole_edt.files import read_json
+from recbole_edt.trainer import finetuning_loader, load_checkpoint
 
 RUN_EDT = Path(recbole_edt.__file__).parents[1] / "run_edt.py"
 MODELS = ("GRU4Rec", "BERT4Rec", "SASRec", "LLMEDT")
@@ -248,19 +249,26 @@ def swap_held_out(source: Path, target: Path) -> int:
     return changed
 
 
-def test_other_held_out_items_change_no_inserted_row_no_profile_and_no_training_batch(workplace):
+def test_other_held_out_items_change_no_count_no_inserted_row_no_profile_and_no_training_batch(workplace):
     assert swap_held_out(Path("atomic_files/tiny"), Path("swapped/tiny")) == 80
-    rows, batches = [], []
+    rows, batches, counts = [], [], []
     for folder in ("atomic_files", "swapped"):
         arguments = [*TINY, f"--data_path={folder}"]
         for stage in ("embed", "augment", "profile"):
             assert run([stage, *arguments]) == 0
         lines = (Path(folder) / "tiny-edt" / "tiny-edt.inter").read_text().splitlines()
         rows.append([(n, line) for n, line in enumerate(lines) if line.endswith("\t1")])
-        settings = config.load("tiny", [], {**QUICK, "data_path": folder, "runs_path": f"{folder}-runs"})
-        experiment = pipeline.open_experiment(settings)
-        own = config.recbole_config(settings, "LLMEDT", "tiny-edt", experiment.folder)
-        batches.append(list(pipeline.loaders(experiment, own, "LLMEDT")[0]))
+        keys = {**QUICK, "data_path": folder, "runs_path": f"{folder}-runs"}
+        batches.append([])
+        for backbone in ("SASRec", "BERT4Rec"):
+            settings = config.load("tiny", [], {**keys, "backbone": backbone})
+            experiment = pipeline.open_experiment(settings)
+            own = config.recbole_config(settings, "LLMEDT", "tiny-edt", experiment.folder)
+            loader = pipeline.loaders(experiment, own, "LLMEDT")[0]
+            batches[-1] += [*loader, *finetuning_loader(loader)]
+        folder = Path(folder) / "tiny-edt"
+        counts.append([read_json(folder / f"{stage}.json")["counts"] for stage in ("augment", "profile")])
+    assert counts[0] == counts[1]
     assert len(rows[0]) > 20 and rows[0] == rows[1]
     for name in ("tiny-edt.item", "tiny-edt.itemvec.safetensors", "tiny-edt.user", "tiny-edt.uservec.safetensors"):
         one, other = (Path(folder) / "tiny-edt" / name for folder in ("atomic_files", "swapped"))

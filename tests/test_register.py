@@ -144,6 +144,17 @@ def test_recboles_count_of_operations_leaves_the_model_as_it_was(registered, aug
     torch.testing.assert_close(dict(model.state_dict()), before)
 
 
+@pytest.mark.parametrize("backbone", ["GRU4Rec", "BERT4Rec"])
+def test_recboles_steps_train_other_backbones_in_both_phases(registered, augmented, tmp_path, backbone):
+    settings = stock_config(augmented, epochs=1, finetune_epochs=1, backbone=backbone, checkpoint_dir=str(tmp_path))
+    train, valid, test = data_preparation(settings, create_dataset(settings))
+    assert train._dataset.training == ("masked" if backbone == "BERT4Rec" else "sequence")
+    trainer = get_trainer(settings["MODEL_TYPE"], "LLMEDT")(settings, get_model("LLMEDT")(settings, train._dataset))
+    trainer.fit(train, valid)
+    assert [row["phase"] for row in trainer.epoch_log] == ["pretrain", "finetune"]
+    assert 0 <= trainer.evaluate(test)["hit@10"] <= 1
+
+
 def test_recboles_trainer_resumes_from_its_plain_checkpoint(registered, augmented, tmp_path):
     settings = stock_config(augmented, epochs=1, finetune_epochs=1, checkpoint_dir=str(tmp_path / "saved"))
     train, valid, _ = data_preparation(settings, create_dataset(settings))
