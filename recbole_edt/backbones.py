@@ -18,7 +18,7 @@ from torch.nn import functional
 from recbole_edt.baselines import random_mask
 from recbole_edt.config import read_yaml
 from recbole_edt.errors import ConfigError
-from recbole_edt.layers import AllPositions, ItemEncoder, PreNorm, last_state
+from recbole_edt.layers import AllPositions, ItemEncoder, PreNorm, last_state, quicken_dropout
 
 MASKED = "BERT4Rec"
 BACKBONES = ("SASRec", "GRU4Rec", MASKED, "NextItNet")
@@ -86,6 +86,7 @@ class MaskedStates:
         super().__init__(config, dataset)  # type: ignore[call-arg]
         self.ft_ratio = config["ft_ratio"]  # RecBole keeps it in a batch transform
         del self.output_bias  # scores are those of Eq. 8 and 11
+        quicken_dropout(self)
 
     def predicted(self: Any, targets: Tensor, length: Tensor) -> Tensor:
         """``[B, L]`` bool: a fresh mask, without the positions that are no targets."""

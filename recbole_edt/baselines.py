@@ -14,7 +14,8 @@ from torch import Tensor
 
 from recbole_edt import losses
 from recbole_edt.dataset import TARGET_SEQ
-from recbole_edt.layers import AllPositions, PreNorm
+from recbole_edt.evaluation import VectorScores
+from recbole_edt.layers import AllPositions, PreNorm, quicken_dropout
 
 # Model to the rows it trains on; every other model keeps RecBole's own way.
 SEQUENCE_ROWS = {"SASRec": "sequence", "GRU4Rec": "sequence", "BERT4Rec": "masked"}
@@ -67,6 +68,11 @@ class NextItemTraining(AllPositions):
             total = total + losses.sampled_softmax(positive_score, negative_score, hit) * len(mine)
         return total / max(len(target), 1)
 
+    def vector_scores(self: Any, interaction: Any) -> VectorScores:
+        """The scores of ``full_sort_predict`` as products."""
+        user = self.forward(interaction[self.ITEM_SEQ], interaction[self.ITEM_SEQ_LEN])
+        return VectorScores(user, self.item_embedding.weight)
+
     def pairwise_loss(self: Any, states: Tensor, target: Tensor, negative: Tensor) -> Tensor:
         """RecBole's BPR loss for states ``[T, H]`` and item ids ``[T]``."""
         positive_score = (states * self.item_embedding(target)).sum(-1)
@@ -96,6 +102,7 @@ class MaskedItemTraining:
     def __init__(self: Any, config: Any, dataset: Any) -> None:
         super().__init__(config, dataset)  # type: ignore[call-arg]
         self.ft_ratio = config["ft_ratio"]  # RecBole keeps it in a batch transform
+        quicken_dropout(self)
 
     def calculate_loss(self: Any, interaction: Any) -> Tensor:
         """CE at the masked positions; a share ``ft_ratio`` of the rows has its last item masked instead."""

@@ -324,15 +324,18 @@ class EDTDataset(SequentialDataset):
             return inter
         row = self.row[index]
         first, end = self.sequences.first[row], row + 1 if self._is_training("masked") else row
-        trimmed = self.with_domains or self._is_training("sequence", "masked")
-        inter.update(self.histories(self.sequences, first, end, None if trimmed else self.max_item_list_len))
+        inter.update(self.histories(self.sequences, first, end))
         if self._is_training("sequence") or (self.with_domains and self._is_training("masked")):
             inter.update(Interaction(self._targets(row, first)))
         return inter
 
-    def histories(self, sequences: Sequences, first: Tensor, end: Tensor, width: int | None = None) -> Interaction:
-        """What a model reads of the rows ``first:end`` of each user: the mixed sequence and each domain's."""
+    def histories(self, sequences: Sequences, first: Tensor, end: Tensor) -> Interaction:
+        """What a model reads of the rows ``first:end`` of each user: the mixed sequence and each domain's.
+
+        RecBole's own models may need the maximum length; those that are trained on whole sequences do not.
+        """
         longest = self.max_item_list_len
+        width = None if self.with_domains or self.training in ("sequence", "masked") else longest
         item_seq, length = sequences.history(first, end, longest, width)
         fields = {self.iid_field + self.config["LIST_SUFFIX"]: item_seq, self.item_list_length_field: length}
         if self.with_domains:
@@ -459,8 +462,12 @@ def eval_loader(config: Any, part: EDTDataset) -> FullSortEvalDataLoader:
     """RecBole's loader for ranking all items, one row per held-out interaction, for every kind of model alike.
 
     RecBole would group rows by user and mask histories for models without sequences; here all are treated as
-    sequential models are: no masking.
+    sequential models are: no masking. Rows of like length go together, so that little is padding.
     """
+    if part.training != "pairs":
+        by_length = (part.row - part.sequences.first[part.row]).argsort(stable=True)
+        part = copy.copy(part)
+        part._set_rows(part.row[by_length], part.sequences)
     view = copy.copy(config)
     view.final_config_dict = {**config.final_config_dict, "MODEL_TYPE": ModelType.SEQUENTIAL, "transform": None}
     return FullSortEvalDataLoader(view, part, None, shuffle=False)

@@ -1,4 +1,7 @@
-"""Neural parts that know no configuration: the adapter, the item encoder, and states at every position."""
+"""Neural parts that know no configuration: the adapter, the item encoder, and states at every position.
+
+The last part stands in for modules of RecBole's that are slow on a processor: same parameters, same results.
+"""
 
 from __future__ import annotations
 
@@ -7,8 +10,12 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from recbole.model.layers import MultiHeadAttention, TransformerEncoder
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+# Positions that go through a transformer together on a processor: few enough for its cache.
+CHUNK_POSITIONS = 4096
 
 
 class Adapter(nn.Module):
@@ -148,16 +155,30 @@ class AllPositions:
     and done by ``forward``, so everything else of the model works as it did.
     """
 
+    def __init__(self, config: Any, dataset: Any) -> None:
+        super().__init__(config, dataset)  # type: ignore[call-arg]
+        quicken(self)  # type: ignore[arg-type]
+
     def gather_indexes(self, output: Tensor, gather_index: Tensor) -> Tensor:
         return output
+
+    def get_attention_mask(self, item_seq: Tensor, bidirectional: bool = False) -> None:
+        """None: `CausalEncoder` needs no mask, since padding comes after all that a position may see."""
 
     def states(self, item_seq: Tensor, item_seq_len: Tensor) -> Tensor:
         """``[B, L]`` items, ``[B]`` lengths to ``[B, L, H]``; position ``t`` has seen items ``0..t``."""
         return super().forward(item_seq, item_seq_len)  # type: ignore[misc]
 
     def forward(self, item_seq: Tensor, item_seq_len: Tensor) -> Tensor:
-        """The state at the last item, ``[B, H]``."""
-        return last_state(self.states(item_seq, item_seq_len), item_seq_len)
+        """The state at the last item, ``[B, H]``; on a processor rows of like length go together."""
+        if item_seq.device.type != "cpu" or torch.is_grad_enabled():
+            return last_state(self.states(item_seq, item_seq_len), item_seq_len)
+        order = item_seq_len.argsort()
+        parts = []
+        for rows in order.split(max(1, CHUNK_POSITIONS // item_seq.shape[1])):
+            length = item_seq_len[rows]
+            parts.append(last_state(self.states(item_seq[rows, : max(int(length[-1]), 1)], length), length))
+        return torch.cat(parts)[order.argsort()]
 
 
 class PreNorm:
@@ -208,3 +229,96 @@ class FinalNorm(nn.Module):
 def last_state(states: Tensor, length: Tensor) -> Tensor:
     """The state at position ``length - 1``: ``[B, L, H]`` and ``[B]`` to ``[B, H]``."""
     return states[torch.arange(len(states), device=states.device), length.clamp(min=1) - 1]
+
+
+# ---- instead of RecBole's ------------------------------------------------------------------------------------
+
+
+class Dropout(nn.Dropout):
+    """Dropout whose random numbers cost a tenth of torch's on a processor: four from every random integer.
+
+    The probability is rounded to a multiple of 1/65536. Elsewhere it is torch's own.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        if not self.training or not self.p or input.device.type != "cpu" or torch.compiler.is_compiling():
+            return super().forward(input)
+        return _QuickDropout.apply(input, round(self.p * 2**16))
+
+
+class _QuickDropout(torch.autograd.Function):
+    """Zeroes each element with probability ``dropped / 65536`` and scales the rest; keeps one byte for each."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, dropped: int) -> Tensor:
+        quads = torch.empty(-(-x.numel() // 4), dtype=torch.int64).random_(-(2**63), None)
+        random = quads.view(torch.int16)[: x.numel()].view(x.shape)  # uniform in -32768 ... 32767
+        kept = torch.empty(x.shape, dtype=torch.int8)
+        torch.ge(random, dropped - 2**15, out=kept)
+        ctx.save_for_backward(kept)
+        ctx.scale = 2**16 / max(2**16 - dropped, 1)
+        return kept.to(x.dtype).mul_(ctx.scale).mul_(x)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        (kept,) = ctx.saved_tensors
+        return kept.to(gradient.dtype).mul_(ctx.scale).mul_(gradient), None
+
+
+class CausalAttention(MultiHeadAttention):
+    """RecBole's attention of a sequence to its past, through torch's fused kernels where there are any."""
+
+    def forward(self, input_tensor: Tensor, attention_mask: None = None) -> Tensor:
+        """``[B, L, H]`` to ``[B, L, H]``."""
+        query, key, value = (
+            part(input_tensor).unflatten(-1, (self.num_attention_heads, -1)).transpose(1, 2)
+            for part in (self.query, self.key, self.value)
+        )
+        dropped = self.training and self.attn_dropout.p > 0
+        if dropped and input_tensor.device.type == "cpu":  # torch has no fused kernel with dropout there
+            width = input_tensor.shape[1]
+            future = torch.ones(width, width, dtype=torch.bool).triu(1)
+            scores = (query / self.sqrt_attention_head_size) @ key.transpose(-1, -2)  # [B, heads, L, L]
+            context = self.attn_dropout(scores.masked_fill_(future, -torch.inf).softmax(-1)) @ value
+        else:
+            p = self.attn_dropout.p if dropped else 0.0
+            context = F.scaled_dot_product_attention(query, key, value, dropout_p=p, is_causal=True)
+        output = self.out_dropout(self.dense(context.transpose(1, 2).flatten(2)))
+        return self.LayerNorm(output + input_tensor)
+
+
+class CausalEncoder(TransformerEncoder):
+    """RecBole's transformer over sequences padded on the right, a few rows at a time on a processor."""
+
+    def forward(
+        self, hidden_states: Tensor, attention_mask: None = None, output_all_encoded_layers: bool = True
+    ) -> list[Tensor]:
+        """``[B, L, H]`` to a list that ends with the last layer's ``[B, L, H]``."""
+        n_rows, width, _ = hidden_states.shape
+        rows = max(1, CHUNK_POSITIONS // width) if hidden_states.device.type == "cpu" else n_rows
+        return [torch.cat([self._layers(part) for part in hidden_states.split(rows)])]
+
+    def _layers(self, states: Tensor) -> Tensor:
+        for layer in self.layer:
+            states = layer(states, None)
+        return states
+
+
+def quicken(model: nn.Module) -> None:
+    """Put the modules above in the place of RecBole's, parameters and their names unchanged.
+
+    A transformer must be causal, with padding on the right (`AllPositions`).
+    """
+    for module in model.modules():
+        if type(module) is TransformerEncoder:
+            module.__class__ = CausalEncoder
+        elif type(module) is MultiHeadAttention:
+            module.__class__ = CausalAttention
+    quicken_dropout(model)
+
+
+def quicken_dropout(model: nn.Module) -> None:
+    """The same for dropout alone, in any model."""
+    for module in model.modules():
+        if type(module) is nn.Dropout:
+            module.__class__ = Dropout

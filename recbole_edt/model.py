@@ -20,6 +20,7 @@ from recbole_edt.backbones import PRE_NORM, backbone_faults, build_backbone, ite
 from recbole_edt.candidates import DomainSampler
 from recbole_edt.dataset import DOMAIN_SEQ, DOMAIN_SEQ_LEN, LAST_WINDOW, TARGET_SEQ
 from recbole_edt.errors import ConfigError, choice_faults
+from recbole_edt.evaluation import VectorScores
 from recbole_edt.layers import Adapter, ItemEncoder
 
 # Fields of fine-tuning's batches.
@@ -301,6 +302,10 @@ class LLMEDT(SequentialRecommender):
         for vector, items in zip(vectors, self.scored, strict=True):
             scores[:, items] = vector @ table[items].T
         return scores
+
+    def vector_scores(self, interaction: Any) -> VectorScores:
+        """The same as products of user and item vectors, for ranking without a matrix of all scores."""
+        return VectorScores(self.user_vectors(interaction), self.item_embedding.weight)
 
     def predict(self, interaction: Any) -> Tensor:
         """Score ``[B]`` of each row's own item."""

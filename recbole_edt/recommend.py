@@ -97,8 +97,7 @@ class Recommender:
         self, sequences: Sequences, user: Tensor, first: Tensor, end: Tensor, k: int, domains: list[str], seen: bool
     ) -> pd.DataFrame:
         data = self.dataset
-        width = None if data.with_domains else data.max_item_list_len
-        batch = data.histories(sequences, first, end, width)
+        batch = data.histories(sequences, first, end)
         batch.update(Interaction({data.uid_field: user}))
         scores = self.model.full_sort_predict(batch.to(self.model.device)).view(len(user), -1).cpu()
         if not seen:  # inserted rows were never met by the user: they may be recommended

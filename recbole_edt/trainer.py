@@ -148,6 +148,13 @@ class ResumableTraining:
             self.eval_collector = self.collectors[eval_data._dataset.phase]
         return super().evaluate(eval_data, *args, **kwargs)
 
+    def _full_sort_batch_eval(self: Any, batched_data: Any) -> Any:
+        """RecBole's; a model whose scores are products gives their factors instead, if our collector ranks them."""
+        if self.collectors is None or not hasattr(self.model, "vector_scores"):
+            return super()._full_sort_batch_eval(batched_data)
+        interaction, _, positive_u, positive_i = batched_data
+        return interaction, self.model.vector_scores(interaction.to(self.device)), positive_u, positive_i
+
     # ---- resume --------------------------------------------------------------------------------------------------
 
     def _save_state(self: Any, train_data: Any, epoch: int) -> None:
@@ -250,8 +257,9 @@ class FrozenStates:
         self._dataset = self.dataset = train_data._dataset.for_finetuning()
         self.generator = train_data.generator
         model.eval()
-        rows = torch.arange(len(self._dataset)).split(256)  # always in the same order, for resume
-        bar = tqdm(rows, desc="frozen states", delay=1, leave=False, disable=None)
+        row, first = self._dataset.row, self._dataset.sequences.first
+        rows = (row - first[row]).argsort(stable=True)  # always in the same order, for resume
+        bar = tqdm(rows.split(256), desc="frozen states", delay=1, leave=False, disable=None)
         parts = [model.frozen_states(self._dataset[index].to(model.device)) for index in bar]
         self.targets = Interaction({key: torch.cat([part[key] for part in parts]) for key in parts[0].columns})
         self.n_batches = len(train_data)
