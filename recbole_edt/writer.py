@@ -247,8 +247,8 @@ class Rehearsal(_Stored):
         if schema["type"] == "array":
             n = schema["maxItems" if self.longest else "minItems"]
             return [self._value(schema["items"]) for _ in range(n)]
-        length = schema["maxLength"] if self.longest else schema["minLength"]
-        return f"{next(self._words)} {_FILLER * (length // len(_FILLER))}"[:length]
+        word = str(next(self._words))
+        return f"{word} {_FILLER * (schema['maxLength'] // len(_FILLER))}"[: schema["maxLength"]] if self.longest else word
 
 
 class _Random:
