@@ -247,8 +247,8 @@ class Rehearsal(_Stored):
         if schema["type"] == "array":
             n = schema["maxItems" if self.longest else "minItems"]
             return [self._value(schema["items"]) for _ in range(n)]
-        word = str(next(self._words))
-        return f"{word} {_FILLER * (schema['maxLength'] // len(_FILLER))}"[: schema["maxLength"]] if self.longest else word
+        word, most = str(next(self._words)), schema["maxLength"]
+        return f"{word} {_FILLER * (most // len(_FILLER))}"[:most] if self.longest else word
 
 
 class _Random:
