@@ -130,6 +130,8 @@ class _Conversation:
     answer: ChatAnswer | None = None
     call: tuple[Dialect, int, Exported] | None = None
     """Its next call, with what it was made for: way of asking and number of turns."""
+    heard: list[str] = field(default_factory=list)
+    """All answers, good and bad."""
     recorded: ChatAnswer | None = None
     """A failure of an earlier run, which is to be asked again."""
 
@@ -140,6 +142,7 @@ class _Conversation:
 
     def take(self, text: str | None, finish_reason: str | None) -> bool:
         """Judge the next answer; whether it is good."""
+        self.heard.append(text or "")
         verdict = structured.judge(text, finish_reason, self.request.schema)
         if isinstance(verdict, Problem):
             self.turns.append((text or "", verdict))
@@ -250,6 +253,12 @@ class Client:
         places, talks = self._distinct(requests)
         self._look_up(talks)
         return [talks[place].answer for place in places]
+
+    def said(self, requests: Sequence[ChatRequest]) -> list[list[str]]:
+        """Of each question all that the model is stored to have said, as it came: rejected answers first."""
+        places, talks = self._distinct(requests)
+        self._look_up(talks)
+        return [talks[place].heard for place in places]
 
     def plan(self, requests: Sequence[ChatRequest]) -> Plan:
         """What asking these would cost; nothing is sent."""

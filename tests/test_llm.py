@@ -391,6 +391,16 @@ class TestBadAnswers:
         assert now.cost_usd == later.cost_usd == now.completion_tokens == later.completion_tokens
         assert now.completion_tokens > 3 and later.from_cache
 
+    def test_all_that_was_said_can_be_read_again(self, server, store):
+        known(server, store)
+        server.answer = lambda body: GOOD if len(body["messages"]) > 4 else f"no {len(body['messages'])}"
+        client(server, store).ask([request(1)], "asking")
+        server.answer = lambda body: "never"
+        client(server, store).ask([request(2)], "asking")
+        server.forget()
+        said = client(server, store).said([request(3), request(1), request(2)])
+        assert said == [[], ["no 2", "no 4", GOOD], ["never"] * 3] and server.n_calls == 0
+
     def test_a_refusal_is_not_asked_for_again(self, server, store):
         known(server, store)
         server.cue("refusal", "filtered")
