@@ -173,13 +173,16 @@ def view(
         profile: ``""`` without one.
         user: token.
 
-    Raises: DataError if there is no such user.
+    Raises: DataError if there is no such user, or if the augmented data are of other rows.
     """
     own = rows_of(data, user)
+    shown = own if augmented is None else rows_of(augmented, user)
+    raw = ~shown.generated
+    if not np.array_equal(shown.items[shown.item[raw]], own.items[own.item]):
+        raise DataError(f"user {user!r} has other rows in the augmented files than in the raw ones; run augment again")
     speak = np.zeros(len(own.user), bool)
     for rows in user_representatives(own, table, config):
         speak[rows] = True
-    shown = own if augmented is None else rows_of(augmented, user)
     mine = _with_texts(trace[trace["user"] == user], data)
     return UserView(data.name, user, data.domains, list(_history(shown, speak)), mine, list(exchanges), profile)
 
