@@ -351,7 +351,7 @@ class TestLanguageModel:
         )
 
     def test_users_without_a_text_are_not_asked(self):
-        data = dataset(["f1 k1"], titles={"f1": "", "k1": ""})
+        data = dataset(["f1 k1"], titles={"f1": "", "k1": "\u200b"})
         for pipeline in ("sra", "plain"):
             writer = ScriptedWriter(answer)
             found = profile_users(data, table_of(data, np.eye(2)), ProfileConfig("llm", 2, pipeline), writer)
