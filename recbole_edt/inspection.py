@@ -308,6 +308,7 @@ th { text-align: left; color: var(--soft); font-weight: 600; }
 th, td { padding: .4rem .7rem; border-bottom: 1px solid var(--line); vertical-align: top; }
 tr:last-child td { border-bottom: 0; }
 td { overflow-wrap: anywhere; min-width: 3.2rem; }
+td.id { min-width: 9rem; } td.part { white-space: nowrap; }
 td.n { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; color: var(--soft); }
 tr.inserted td, tr.kept td { background: color-mix(in srgb, var(--good) 10%, transparent); }
 tr.held td, tr.out td:last-child { color: var(--soft); }
@@ -380,8 +381,8 @@ def _history_rows(view: UserView) -> str:
             f"<td class=n>{place}</td>",
             f"<td>{_domain_tag(view, row.domain)}</td>",
             f"<td dir=auto>{_escaped(row.text)}</td>",
-            f"<td>{_escaped(row.item)}</td>",
-            f"<td>{_escaped(row.part)}</td>",
+            f"<td class=id>{_escaped(row.item)}</td>",
+            f"<td class=part>{row.part}</td>",
         ]
         lines.append(f"<tr class={kind}>{''.join(cells)}</tr>")
     return _table(("", "domain", "text", "item", "part"), lines)
