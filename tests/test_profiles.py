@@ -188,6 +188,10 @@ class TestUserGroups:
             1: [(1, 1, ["kettle"])],
         }
 
+    def test_the_largest_comes_first_whatever_the_number_of_its_cluster(self):
+        found = user_groups(data_of("f1 f2 f3"), np.array([0, 1, 1, 0, 0, 0]), list("abcdef"))
+        assert [each.items for each in found[0]] == [["b", "c"], ["a"]]
+
     def test_an_item_met_again_stands_where_it_was_met_last(self):
         assert self.told("f1 f2 f1") == {0: [(0, 2, ["black tea", "green tea"])]}
 
