@@ -327,6 +327,8 @@ class TestLanguageModel:
         found, writer = self.run(answer=silent)
         assert found.texts == [""] * 4 and writer.waves == [6, 0]
         assert found.counts["users_failed"] == 3 and found.counts["failed"] == {}
+        found, writer = self.run(answer=silent, pipeline="plain")
+        assert found.texts == [""] * 4 and found.trace["failure"].tolist() == ["no text"] * 3
 
     def test_the_plain_pipeline_asks_once_per_user(self):
         found, writer = self.run(pipeline="plain")
