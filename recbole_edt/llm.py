@@ -143,6 +143,7 @@ class _Conversation:
     def take(self, text: str | None, finish_reason: str | None) -> bool:
         """Judge the next answer; whether it is good."""
         self.heard.append(text or "")
+        self.call = None
         verdict = structured.judge(text, finish_reason, self.request.schema)
         if isinstance(verdict, Problem):
             self.turns.append((text or "", verdict))
@@ -273,8 +274,16 @@ class Client:
         usual = sum(min(lengths.get(talk.request.template, math.inf), talk.request.max_tokens) for talk in todo)
         return self._plan(len(todo), len(talks) - len(todo), prompt, round(usual), most)
 
+    @property
+    def is_explored(self) -> bool:
+        """Whether it is known how this endpoint is to be asked; if not, the first call of ``ask`` finds out."""
+        return self._dialect is not None
+
     def pending(self, requests: Sequence[ChatRequest]) -> list[Exported]:
-        """The next call of every question without an answer, for a batch file."""
+        """The next call of every question without an answer, for a batch file.
+
+        Ask one question first where ``is_explored`` is false, or the batch may be refused as a whole.
+        """
         _, talks = self._distinct(requests)
         self._look_up(talks)
         return [self._call(talk) for talk in talks if talk.answer is None]
