@@ -156,14 +156,7 @@ def augment(
     speakers = _representatives(data, train, vectors, config)
     counts: dict[str, Any] = {}
     if config.generator == "llm":
-        asked = _requests(train, speakers, config, _present(writer))
-        answers = _present(writer).ask(asked.requests, "writing items")
-        counts, proposed = generation.outcomes(train, asked, answers), []
-        for source in (0, 1):
-            data, vectors, found = generation.proposals(
-                data, train, vectors, asked, answers, source, config.generated_items == "catalog", _present(writer)
-            )
-            proposed.append(found)
+        data, vectors, proposed, counts = _written(data, train, vectors, speakers, config, writer)
         train = training_rows(data)
     else:
         proposed = [_offline(train, vectors, speakers, source, config) for source in (0, 1)]
@@ -199,12 +192,6 @@ def user_representatives(data: TwoDomainData, table: EmbeddingTable, config: Aug
     return [_data_rows(data, train)[rows] for rows in found]
 
 
-def _present(writer: Writer | None) -> Writer:
-    if writer is None:
-        raise ConfigError("augment.generator: 'llm' needs a language model; pass a writer or choose offline")
-    return writer
-
-
 def _check_input(data: TwoDomainData, table: EmbeddingTable) -> None:
     if data.generated.any():
         raise DataError(f"data set '{data.name}' has generated rows already; augment the raw files")
@@ -235,6 +222,28 @@ def _speaking(train: TwoDomainData, speakers: list[np.ndarray], source: int, con
 def _requests(train: TwoDomainData, speakers: list[np.ndarray], config: AugmentConfig, writer: Writer) -> Asked:
     speaking = [_speaking(train, speakers, source, config) for source in (0, 1)]
     return generation.requests_for(train, speaking, config.n_generated, writer)
+
+
+def _written(
+    data: TwoDomainData,
+    train: TwoDomainData,
+    vectors: np.ndarray,
+    speakers: list[np.ndarray],
+    config: AugmentConfig,
+    writer: Writer | None,
+) -> tuple[TwoDomainData, np.ndarray, list[Proposed], dict[str, Any]]:
+    """What the language model proposes in each direction, in a catalogue that has it; and counts."""
+    if writer is None:
+        raise ConfigError("augment.generator: 'llm' needs a language model; pass a writer or choose offline")
+    asked = _requests(train, speakers, config, writer)
+    answers = writer.ask(asked.requests, "writing items")
+    from_catalogue, proposed = config.generated_items == "catalog", []
+    for source in (0, 1):
+        data, vectors, found = generation.proposals(
+            data, train, vectors, asked, answers, source, from_catalogue, writer
+        )
+        proposed.append(found)
+    return data, vectors, proposed, generation.outcomes(train, asked, answers)
 
 
 class _Direction(NamedTuple):

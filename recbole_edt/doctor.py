@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import warnings
 from collections.abc import Callable
@@ -11,6 +12,7 @@ import torch
 
 from recbole_edt import atomic, compat, embeddings, raw, split
 from recbole_edt.config import Settings
+from recbole_edt.endpoint import OPENAI
 from recbole_edt.errors import EDTError
 from recbole_edt.files import library_versions
 
@@ -28,6 +30,7 @@ def run(settings: Settings, say: Say) -> int:
         say(f"data: {settings.folder} has no {settings.dataset}.inter yet (the stage prepare makes it)")
     else:
         broken.append(f"{settings.folder} has no {settings.dataset}.inter: put your data there, or correct --dataset")
+    say(_language_model(settings))
     for problem in broken:
         say(f"PROBLEM: {problem}")
     say("no problem found" if not broken else f"{len(broken)} problem(s) found")
@@ -60,6 +63,24 @@ def _quick_start(say: Say) -> str | None:
     else:
         say("RecBole's own quick start imports: run_recbole works after recbole_edt.register()")
     return None
+
+
+def _language_model(settings: Settings) -> str:
+    """What would be asked, without asking it; of the key only whether it is there."""
+    asked = {
+        "chat": settings.llm if "llm" in (settings.augment.generator, settings.profile.generator) else None,
+        "vectors": settings.embedding if settings.embed.embedder == embeddings.ENDPOINT else None,
+    }
+    told = [
+        f"{name}: {one.model} at {one.base_url or OPENAI}, {one.api_key_env} is {_presence(one.api_key_env)}"
+        for name, one in asked.items()
+        if one is not None
+    ]
+    return "; ".join(told) if told else "language model: none is asked with these settings"
+
+
+def _presence(variable: str) -> str:
+    return "set" if os.environ.get(variable) else "not set"
 
 
 def _data(settings: Settings, say: Say) -> str | None:

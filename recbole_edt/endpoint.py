@@ -31,7 +31,7 @@ LONGEST_WAIT_S = 3600.0
 """The longest wait a server may ask for; beyond it the run stops."""
 
 _LONGEST_BACKOFF_S = 60.0
-_FEWEST_IN_A_ROW = 5
+_FEWEST_IN_A_ROW, _BAD_REQUESTS_IN_A_ROW = 5, 100
 _T = TypeVar("_T")
 
 
@@ -228,7 +228,7 @@ class Failure:
     """A call that came to nothing.
 
     Attributes:
-        kind: ``bad request``, ``timeout``, ``connection``, ``rate limit``, ``server`` or ``garbage``.
+        kind: ``bad request``, ``refused``, ``timeout``, ``connection``, ``rate limit``, ``server`` or ``garbage``.
         message: what the server said, or what was wrong with it.
         retry_after_s: the wait that the server asked for.
     """
@@ -304,7 +304,7 @@ class Endpoint:
             else:
                 self._in_a_row = 0
                 return result
-            if failure.kind == "bad request":
+            if failure.kind in ("bad request", "refused"):
                 break
             if attempt < self.config.retries:
                 await self._back_off(attempt, failure)
@@ -319,8 +319,12 @@ class Endpoint:
 
         Raises: LLMError if so many failed one after the other that the rest would too.
         """
+        if failure.kind == "refused":
+            return
         self._in_a_row += 1
-        if self._in_a_row >= max(_FEWEST_IN_A_ROW, self.config.concurrency):
+        # Prompts that are too long for the model may well come one after the other, and their refusal costs nothing.
+        most = _BAD_REQUESTS_IN_A_ROW if failure.kind == "bad request" else _FEWEST_IN_A_ROW
+        if self._in_a_row >= max(most, self.config.concurrency):
             raise LLMError(
                 f"{self.url} failed {self._in_a_row} calls in a row for good; the last: {failure.kind}, "
                 f"{failure.message}. All answers so far are stored; run the same command again to go on"
@@ -395,7 +399,7 @@ class Endpoint:
             wait_s = retry_after(error.response.headers)
             limited = status in (429, 503, 529) or wait_s is not None
             return Failure("rate limit" if limited else "server", f"{status}: {message}", wait_s)
-        return Failure("bad request", f"{status}: {message}")
+        return Failure("refused" if error.code == "content_filter" else "bad request", f"{status}: {message}")
 
 
 def key_from_environment(config: LLMConfig) -> str:

@@ -174,13 +174,16 @@ def view(
         profile: ``""`` without one.
         user: token.
 
-    Raises: DataError if there is no such user.
+    Raises: DataError if there is no such user, or if the augmented data are of other rows.
     """
     own = rows_of(data, user)
+    shown = own if augmented is None else rows_of(augmented, user)
+    raw = ~shown.generated
+    if not np.array_equal(shown.items[shown.item[raw]], own.items[own.item]):
+        raise DataError(f"user {user!r} has other rows in the augmented files than in the raw ones; run augment again")
     speak = np.zeros(len(own.user), bool)
     for rows in user_representatives(own, table, config):
         speak[rows] = True
-    shown = own if augmented is None else rows_of(augmented, user)
     mine = _with_texts(trace[trace["user"] == user], data)
     return UserView(data.name, user, data.domains, list(_history(shown, speak)), mine, list(exchanges), profile)
 
@@ -306,6 +309,7 @@ th { text-align: left; color: var(--soft); font-weight: 600; }
 th, td { padding: .4rem .7rem; border-bottom: 1px solid var(--line); vertical-align: top; }
 tr:last-child td { border-bottom: 0; }
 td { overflow-wrap: anywhere; min-width: 3.2rem; }
+td.id { min-width: 9rem; } td.part { white-space: nowrap; }
 td.n { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; color: var(--soft); }
 tr.inserted td, tr.kept td { background: color-mix(in srgb, var(--good) 10%, transparent); }
 tr.held td, tr.out td:last-child { color: var(--soft); }
@@ -378,8 +382,8 @@ def _history_rows(view: UserView) -> str:
             f"<td class=n>{place}</td>",
             f"<td>{_domain_tag(view, row.domain)}</td>",
             f"<td dir=auto>{_escaped(row.text)}</td>",
-            f"<td>{_escaped(row.item)}</td>",
-            f"<td>{_escaped(row.part)}</td>",
+            f"<td class=id>{_escaped(row.item)}</td>",
+            f"<td class=part>{row.part}</td>",
         ]
         lines.append(f"<tr class={kind}>{''.join(cells)}</tr>")
     return _table(("", "domain", "text", "item", "part"), lines)

@@ -130,6 +130,8 @@ class _Conversation:
     answer: ChatAnswer | None = None
     call: tuple[Dialect, int, Exported] | None = None
     """Its next call, with what it was made for: way of asking and number of turns."""
+    heard: list[str] = field(default_factory=list)
+    """All answers, good and bad."""
     recorded: ChatAnswer | None = None
     """A failure of an earlier run, which is to be asked again."""
 
@@ -140,6 +142,8 @@ class _Conversation:
 
     def take(self, text: str | None, finish_reason: str | None) -> bool:
         """Judge the next answer; whether it is good."""
+        self.heard.append(text or "")
+        self.call = None
         verdict = structured.judge(text, finish_reason, self.request.schema)
         if isinstance(verdict, Problem):
             self.turns.append((text or "", verdict))
@@ -251,6 +255,12 @@ class Client:
         self._look_up(talks)
         return [talks[place].answer for place in places]
 
+    def said(self, requests: Sequence[ChatRequest]) -> list[list[str]]:
+        """Of each question all that the model is stored to have said, as it came: rejected answers first."""
+        places, talks = self._distinct(requests)
+        self._look_up(talks)
+        return [talks[place].heard for place in places]
+
     def plan(self, requests: Sequence[ChatRequest]) -> Plan:
         """What asking these would cost; nothing is sent."""
         _, talks = self._distinct(requests)
@@ -264,8 +274,16 @@ class Client:
         usual = sum(min(lengths.get(talk.request.template, math.inf), talk.request.max_tokens) for talk in todo)
         return self._plan(len(todo), len(talks) - len(todo), prompt, round(usual), most)
 
+    @property
+    def is_explored(self) -> bool:
+        """Whether it is known how this endpoint is to be asked; if not, the first call of ``ask`` finds out."""
+        return self._dialect is not None
+
     def pending(self, requests: Sequence[ChatRequest]) -> list[Exported]:
-        """The next call of every question without an answer, for a batch file."""
+        """The next call of every question without an answer, for a batch file.
+
+        Ask one question first where ``is_explored`` is false, or the batch may be refused as a whole.
+        """
         _, talks = self._distinct(requests)
         self._look_up(talks)
         return [self._call(talk) for talk in talks if talk.answer is None]

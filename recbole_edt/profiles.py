@@ -112,7 +112,7 @@ def profile_users(
     counts: dict[str, Any] = {}
     trace: list[tuple[Any, ...]] = []
     if config.generator == "llm":
-        profiles, counts, trace = _written(train, table, texts, config, writer)
+        profiles, counts, trace = _written(train, table, config, writer)
     elif config.pipeline == "plain":
         likes = telling_words(texts, train.user, train.item, config.n_words * config.n_clusters)
         likes += [""] * (len(train.users) - len(likes))
@@ -209,12 +209,16 @@ def profile_requests(
     Nothing is sent. What is asked later depends on these and on their answers alone.
     """
     config.validate()
-    texts = item_text(train.item_fields)
     if config.generator != "llm":
         return []
     if config.pipeline == "plain":
-        return plain_requests(train, latest_items(train, texts), writer)
-    return _first_wave(train, table, texts, config, writer).requests
+        return plain_requests(train, latest_items(train, _told_texts(train)), writer)
+    return _first_wave(train, table, config, writer).requests
+
+
+def _told_texts(train: TwoDomainData) -> list[str]:
+    """``[N]`` texts as they stand in a prompt."""
+    return [prompts.clean(text) for text in item_text(train.item_fields)]
 
 
 class _FirstWave(NamedTuple):
@@ -223,9 +227,8 @@ class _FirstWave(NamedTuple):
     requests: list[ChatRequest]
 
 
-def _first_wave(
-    train: TwoDomainData, table: EmbeddingTable, texts: Sequence[str], config: ProfileConfig, writer: Writer
-) -> _FirstWave:
+def _first_wave(train: TwoDomainData, table: EmbeddingTable, config: ProfileConfig, writer: Writer) -> _FirstWave:
+    texts = _told_texts(train)
     item_group, distance = group_items(train, table.lookup(train.items), config.n_clusters, config.seed)
     calls = calls_of(user_groups(train, item_group, texts))
     of_user = user_spreads(train)
@@ -239,18 +242,18 @@ def _first_wave(
 
 
 def _written(
-    train: TwoDomainData, table: EmbeddingTable, texts: Sequence[str], config: ProfileConfig, writer: Writer | None
+    train: TwoDomainData, table: EmbeddingTable, config: ProfileConfig, writer: Writer | None
 ) -> tuple[list[str], dict[str, Any], list[tuple[Any, ...]]]:
     """Profiles, counts and trace of a language model."""
     if writer is None:
         raise ConfigError("profile.generator: 'llm' needs a language model; pass a writer or choose offline")
     if config.pipeline == "plain":
-        items = latest_items(train, texts)
+        items = latest_items(train, _told_texts(train))
         requests = plain_requests(train, items, writer)
         answers = writer.ask(requests, "writing profiles")
         profiles, trace = _profiles(train, items, answers, "plain")
         return profiles, _outcomes(train, len(items), profiles, answers), trace
-    first = _first_wave(train, table, texts, config, writer)
+    first = _first_wave(train, table, config, writer)
     answers = writer.ask(first.requests, "summarizing preferences")
     told, reformed = answers[: len(first.calls)], answers[len(first.calls) :]
     likes, trace = _likes(train, first.calls, told)

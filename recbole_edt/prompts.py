@@ -244,7 +244,7 @@ def _request(
         schema_name=template,
         template=chosen.label,
         max_tokens=writer.max_tokens,
-        tag=tag,
+        tag=clean(tag),
     )
 
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import threading
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import TimeoutError as FutureTimeout
 from typing import TypeVar
 
 from tqdm import tqdm
@@ -142,5 +144,6 @@ def run(
     except KeyboardInterrupt:
         halt.set()
         say(f"interrupted: waiting up to {patience_s:g} s for the calls in flight (Ctrl-C again: do not wait)")
-        done.exception(patience_s + 5)
+        with contextlib.suppress(FutureTimeout):
+            done.exception(patience_s + 5)
         raise

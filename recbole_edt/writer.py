@@ -9,7 +9,7 @@ import itertools
 import json
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import astuple, dataclass
+from dataclasses import astuple, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
@@ -21,6 +21,7 @@ from recbole_edt.answers import AnswerStore, Exported
 from recbole_edt.config import Settings
 from recbole_edt.costs import Usage, estimate_texts
 from recbole_edt.embeddings import EMBEDDERS, ENDPOINT, TEXT_TEMPLATE_VERSION, Embedder, EndpointEmbedder, WordLlama
+from recbole_edt.errors import LLMError
 from recbole_edt.llm import ChatAnswer, ChatRequest, Client, Plan
 
 Say = Callable[[str], None]
@@ -246,8 +247,8 @@ class Rehearsal(_Stored):
         if schema["type"] == "array":
             n = schema["maxItems" if self.longest else "minItems"]
             return [self._value(schema["items"]) for _ in range(n)]
-        length = schema["maxLength"] if self.longest else schema["minLength"]
-        return f"{next(self._words)} {_FILLER * (length // len(_FILLER))}"[:length]
+        word, most = str(next(self._words)), schema["maxLength"]
+        return f"{word} {_FILLER * (most // len(_FILLER))}"[:most] if self.longest else word
 
 
 class _Random:
@@ -293,8 +294,16 @@ class Collector(LiveWriter):
 
 
 class Reader(_Stored):
-    """Only looks up; what was never asked, or not to an end, is a failure of its own."""
+    """Only looks up, failures too; what was never asked is a failure of its own."""
+
+    def __init__(self, settings: Settings, say: Say) -> None:
+        super().__init__(replace(settings, llm=replace(settings.llm, replay=True)), say)
 
     def ask(self, requests: Sequence[ChatRequest], desc: str) -> list[ChatAnswer]:
-        missing = ChatAnswer(None, "", "not asked yet", True, 0, 0, 0.0, 0)
-        return [answer or missing for answer in self.chat.cached(requests)]
+        return [self._recorded(request, desc) for request in requests]
+
+    def _recorded(self, request: ChatRequest, desc: str) -> ChatAnswer:
+        try:
+            return self.chat.ask([request], desc)[0]
+        except LLMError:
+            return ChatAnswer(None, "", "not asked yet", True, 0, 0, 0.0, 0)

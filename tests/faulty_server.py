@@ -44,6 +44,7 @@ STATUS: dict[str, tuple[int, str, str | None]] = {
     "404": (404, "The model does not exist", "model_not_found"),
     "408": (408, "request timed out", None),
     "409": (409, "conflict", None),
+    "policy": (400, "The prompt triggered the content policy", "content_filter"),
     "422": (422, "unprocessable", None),
     "429": (429, "Rate limit reached", "rate_limit_exceeded"),
     "429 date": (429, "Rate limit reached", "rate_limit_exceeded"),

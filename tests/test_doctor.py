@@ -78,3 +78,16 @@ def test_a_broken_installation_is_a_problem(place, capsys, monkeypatch):
     monkeypatch.setattr(doctor.compat, "check", broken)
     assert run(["doctor", "--dataset=three"]) == 1
     assert "PROBLEM: RecBole 1.0 is installed" in capsys.readouterr().out
+
+
+def test_the_doctor_says_whom_a_run_would_ask_and_of_the_key_only_whether_it_is_there(place, capsys, monkeypatch):
+    assert run(["doctor", "--dataset=three"]) == 0
+    assert "none is asked with these settings" in capsys.readouterr().out
+    asked = ["--augment.generator=llm", "--llm.model=writer", "--llm.base_url=http://127.0.0.1:9/v1"]
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-secret-a1b2c3d4")
+    assert run(["doctor", "--dataset=three", *asked]) == 0
+    printed = capsys.readouterr().out
+    assert "chat: writer at http://127.0.0.1:9/v1, OPENAI_API_KEY is set" in printed and "a1b2" not in printed
+    monkeypatch.delenv("OPENAI_API_KEY")
+    assert run(["doctor", "--dataset=three", *asked]) == 0
+    assert "OPENAI_API_KEY is not set" in capsys.readouterr().out

@@ -290,6 +290,14 @@ class TestFates:
         assert fates(found.trace, "item")[0] == ("DUNE", "kept", "k1")
         assert fates(found.trace)[1] == ("B", "own item")  # the kitchen has no b: it is the input again
 
+    @pytest.mark.parametrize("title, brand", [("tea", "Bolt"), ("TEA. Acme", ""), ("Tea", "acme")])
+    def test_an_input_is_known_again_by_its_text_and_by_its_title(self, title, brand):
+        fields = pd.DataFrame({"title": ["Tea", "b", "ab"], "brand": ["Acme", "", "Bolt"]}, dtype=object)
+        data = replace(dataset(["f1 f2 k1 k1"]), item_fields=fields)
+        writer = ScriptedWriter(lambda r: {"items": [{"title": title, "brand": brand}]}, LetterEmbedder())
+        found = augment(data, table_of(data, vectors_of(data)), LLM, writer)
+        assert found.trace["fate"].tolist() == ["own item"]
+
     def test_an_item_that_is_held_out_may_be_proposed(self):
         data = data_of("f1 f2 k1 k3")
         found, _ = run(data, {TO_KITCHEN: items("abc")}, tau=-1.0)
@@ -337,6 +345,9 @@ class TestCatalogue:
 
     def test_a_text_stands_for_the_nearest_item_that_the_user_does_not_have(self):
         assert self.fates("aab", "dd") == [("aab", "kept", "k3"), ("dd", "kept", "k2")]
+
+    def test_what_one_user_has_another_may_be_given(self):
+        assert self.fates("aab", rows=("f1 k1 f3 f3", "f1 k3 f3 f3")) == [("aab", "kept", "k3"), ("aab", "kept", "k1")]
 
     def test_so_does_the_name_of_an_item_that_the_user_has(self):
         assert self.fates("ab") == [("ab", "kept", "k3")]

@@ -116,6 +116,13 @@ class TestView:
         with pytest.raises(DataError, match="no user 'nobody'"):
             seen(user="nobody")
 
+    def test_augmented_rows_of_other_data_are_refused(self):
+        data, other = dataset(["f1 k1 k2"], items=TITLES), dataset(["f1 k2 k2"], items=TITLES)
+        table = table_of(data, np.eye(len(data.items)))
+        trace = augment(data, table, replace(CONFIG, insertion="none")).trace
+        with pytest.raises(DataError, match="other rows in the augmented files"):
+            view(data, other, table, CONFIG, trace, [], "", "u0")
+
     def test_before_augmentation_there_is_the_history_alone(self):
         data = dataset(["f1 k1 k2"], items=TITLES)
         table = table_of(data, np.eye(len(data.items)))

@@ -10,15 +10,18 @@ from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pandas as pd
 import pytest
 from conftest import write_tiny
-from faulty_server import FaultyServer, batch_answers
+from faulty_server import FaultyServer, batch_answers, word_vector
 from llm_runs import KEY, STAGES, arguments, left
 from test_end_to_end import swap_held_out
 
-from recbole_edt import llm, writer
+from recbole_edt import llm, prompts, writer
+from recbole_edt.answers import AnswerStore
 from recbole_edt.cli import run
+from recbole_edt.embeddings import EmbeddingTable
 
 N_USERS = 12
 
@@ -118,6 +121,55 @@ def test_other_held_out_interactions_change_no_question(place, server):
     assert len(asked[0]) > 3 * N_USERS and asked[0] == asked[1]
 
 
+@pytest.mark.parametrize(
+    ("generators", "questions"),
+    [
+        ({"augment__generator": "offline"}, {"summarize", "reform", "analyze"}),
+        ({"profile__generator": "offline", "embed__embedder": "wordllama"}, {"generate"}),
+        ({"profile__pipeline": "plain", "augment__generated_items": "catalog"}, {"generate", "plain"}),
+    ],
+)
+def test_each_part_may_be_offline(place, server, generators, questions):
+    stages(arguments(server.url, **generators))
+    with AnswerStore(Path("atomic_files/llm_cache.sqlite")) as store:
+        found = {row["template"].partition("@")[0] for row in store.stats() if row["kind"] == "chat"}
+    assert found == questions
+    endpoint = generators.get("embed__embedder") is None
+    assert any(path.endswith("embeddings") for path, _, _ in server.calls) == endpoint
+
+
+@pytest.mark.parametrize("change", ["llm.temperature=0.1", "llm.seed=7", "llm.model=other", "llm.templates=own"])
+def test_another_model_parameter_or_prompt_asks_anew_and_back_again_asks_nothing(place, server, change):
+    Path("own").mkdir()
+    packaged = (Path(prompts.__file__).parent / "templates/generate.txt").read_text(encoding="utf-8")
+    Path("own/generate.txt").write_text(packaged.replace("$items", "In short:\n$items"), encoding="utf-8")
+    given = arguments(server.url, profile__generator="offline", embed__embedder="wordllama")
+    stages(given)
+    before = left(place)
+    server.forget()
+    stages([*given, f"--{change}"], "augment")
+    assert server.n_calls == counts("augment")["used"]["chat"]["calls"] > 10
+    server.forget()
+    stages(given)
+    assert server.n_calls == 0 and left(place) == before
+
+
+def test_own_vectors_and_written_items_share_one_space(place, server, capsys):
+    items = pd.read_csv("atomic_files/tiny/tiny.item", sep="\t", dtype=str)
+    for dim, status in ((16, 0), (5, 1)):
+        vectors = [" ".join(map(str, word_vector(title, dim))) for title in items["title:token_seq"]]
+        lines = [f"{item}\t{vector}" for item, vector in zip(items["item_id:token"], vectors, strict=True)]
+        Path("own.itememb").write_text("\n".join(["iid:token\tv:float_seq", *lines]) + "\n", encoding="utf-8")
+        given = arguments(server.url, embed__vectors="own.itememb", profile__generator="offline")
+        stages(given, "prepare", "embed")
+        assert run(["augment", *given]) == status
+    assert "5 numbers" in said_last(capsys)
+    table = EmbeddingTable.load(Path("atomic_files/tiny-edt/tiny-edt.itemvec.safetensors"))
+    assert table.dim == 16
+    virtual = [token for token in table.tokens if token.startswith("edt-virtual-")]
+    assert virtual and np.abs(table.lookup(virtual)).sum(axis=1).min() > 0
+
+
 def test_a_user_can_be_inspected(place, server, capsys):
     given = arguments(server.url)
     stages(given)
@@ -172,6 +224,23 @@ def number(cell: str) -> tuple[int, int]:
     """Least and most of a cell such as ``1,200 to 3,000``."""
     found = [int(one.replace(",", "")) for one in cell.split(" to ")]
     return found[0], found[-1]
+
+
+def test_the_limit_on_money_holds_for_all_stages_together(place, server, capsys):
+    Path("prices.yaml").write_text("writer: {input: 100, output: 100}\nvectors: {input: 100}\n")
+    given = arguments(server.url, llm__prices="prices.yaml", llm__concurrency=1)
+    stages(given)
+    by_stage = [sum(used["cost_usd"] for used in counts(stage)["used"].values()) for stage in STAGES[1:]]
+    limit = by_stage[0] + by_stage[1] + by_stage[2] / 2
+    dearest = 0.1  # no call has a thousand tokens
+    for name in ("tiny-edt", "llm_cache.sqlite", "tiny/embed.json"):
+        path = Path("atomic_files") / name
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    assert run([f"--max-cost={limit}", *given]) == 1
+    assert "max_cost" in said_last(capsys)
+    with AnswerStore(Path("atomic_files/llm_cache.sqlite")) as store:
+        spent = sum(row["cost_usd"] for row in store.stats())
+    assert limit <= spent <= limit + dearest
 
 
 def test_the_limit_on_money_stops_a_run_and_a_higher_one_goes_on(place, server, capsys):

@@ -188,6 +188,10 @@ class TestUserGroups:
             1: [(1, 1, ["kettle"])],
         }
 
+    def test_the_largest_comes_first_whatever_the_number_of_its_cluster(self):
+        found = user_groups(data_of("f1 f2 f3"), np.array([0, 1, 1, 0, 0, 0]), list("abcdef"))
+        assert [each.items for each in found[0]] == [["b", "c"], ["a"]]
+
     def test_an_item_met_again_stands_where_it_was_met_last(self):
         assert self.told("f1 f2 f1") == {0: [(0, 2, ["black tea", "green tea"])]}
 
@@ -323,6 +327,8 @@ class TestLanguageModel:
         found, writer = self.run(answer=silent)
         assert found.texts == [""] * 4 and writer.waves == [6, 0]
         assert found.counts["users_failed"] == 3 and found.counts["failed"] == {}
+        found, writer = self.run(answer=silent, pipeline="plain")
+        assert found.texts == [""] * 4 and found.trace["failure"].tolist() == ["no text"] * 3
 
     def test_the_plain_pipeline_asks_once_per_user(self):
         found, writer = self.run(pipeline="plain")
@@ -351,7 +357,7 @@ class TestLanguageModel:
         )
 
     def test_users_without_a_text_are_not_asked(self):
-        data = dataset(["f1 k1"], titles={"f1": "", "k1": ""})
+        data = dataset(["f1 k1"], titles={"f1": "", "k1": "\u200b"})
         for pipeline in ("sra", "plain"):
             writer = ScriptedWriter(answer)
             found = profile_users(data, table_of(data, np.eye(2)), ProfileConfig("llm", 2, pipeline), writer)

@@ -218,6 +218,10 @@ class TestRequests:
         assert [message["role"] for message in request.messages] == ["system", "user"]
         assert "u0" not in str(request.messages) and "$" not in str(request.messages)
 
+    def test_the_tag_is_harmless_too(self):
+        request = prompts.generate(WRITER, ["tea"], *DOMAINS, 3, ["title"], "u\x1b[2J\n0: food")
+        assert request.tag == "u 0: food"
+
     def test_items_are_told_in_the_order_given_with_domains_and_count(self):
         text = told(prompts.generate(WRITER, ["b", "a", "c"], *DOMAINS, 7, ["title", "brand"], "tag"))
         assert '- "b"\n- "a"\n- "c"\n' in text
