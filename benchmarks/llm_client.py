@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
-import os
 import subprocess
 import sys
 import tempfile
@@ -142,20 +141,22 @@ def run(way: str, url: str, given: argparse.Namespace) -> dict[str, float]:
     """One measurement in a fresh process."""
     command = [sys.executable, __file__, f"--measure={way}", f"--url={url}"]
     command += [f"--calls={given.calls}", f"--concurrency={given.concurrency}"]
-    output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, env={**os.environ}).stdout
+    output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
     return json.loads(output.splitlines()[-1])
 
 
 def table(runs: dict[str, list[dict[str, float]]], given: argparse.Namespace) -> str:
     """Medians by way, and how our client compares, as Markdown."""
     middle = {way: {key: median(one[key] for one in several) for key in several[0]} for way, several in runs.items()}
-    lines = ["| way | calls/s | CPU ms per call | calls/s of client / this | CPU ms more in client |", "|---|---|---|---|---|"]
+    lines = ["| way | calls/s | CPU ms per call | calls/s of client / this | CPU ms more in client |"]
+    lines.append("|---|---|---|---|---|")
     for way, row in middle.items():
         ratio = middle["client"]["calls/s"] / row["calls/s"]
         more = middle["client"]["CPU ms"] - row["CPU ms"]
         lines.append(f"| {way} | {row['calls/s']:.1f} | {row['CPU ms']:.2f} | {ratio:.3f} | {more:.2f} |")
-    bound = f"{given.concurrency} in flight, {given.latency * 1e3:.0f} ms: at most {given.concurrency / given.latency:.0f}"
-    return "\n".join([*lines, "", f"{bound} calls/s"])
+    most = given.concurrency / given.latency
+    lines += ["", f"{given.concurrency} in flight, {given.latency * 1e3:.0f} ms: at most {most:.0f} calls/s"]
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":

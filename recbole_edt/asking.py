@@ -21,7 +21,7 @@ from rich.table import Table
 
 from recbole_edt import augment, batch, embeddings, inspection, pipeline, profiles, split
 from recbole_edt.answers import AnswerStore
-from recbole_edt.atomic import TwoDomainData, keep_rows, read_table
+from recbole_edt.atomic import TwoDomainData, read_table
 from recbole_edt.config import Settings
 from recbole_edt.costs import dollars
 from recbole_edt.errors import ConfigError, DataError
@@ -227,9 +227,7 @@ def inspect(settings: Settings, say: Say, user: str) -> None:
     """Show what was done to one user's data, in the terminal and as a page."""
     table = embeddings.EmbeddingTable.load(pipeline.item_vectors(settings))
     data, augmented = pipeline.with_text(settings, table), pipeline.read_augmented(settings)
-    if user not in data.users:
-        raise DataError(f"--user: {user!r} is no user of {settings.dataset}; a user is, for example, {data.users[0]!r}")
-    exchanges = _exchanges(settings, say, data, augmented, table, user)
+    exchanges = _exchanges(settings, data, augmented, table, user)
     folder = pipeline.augmented_folder(settings)
     trace = augment.read_trace(folder / pipeline.TRACE["augment"], user)
     profile = _profile(folder / f"{settings.augmented}.user", user)
@@ -242,24 +240,24 @@ def inspect(settings: Settings, say: Say, user: str) -> None:
 
 def _exchanges(
     settings: Settings,
-    say: Say,
     data: TwoDomainData,
     augmented: TwoDomainData,
     table: embeddings.EmbeddingTable,
     user: str,
 ) -> list[inspection.Exchange]:
     """All that a language model was asked for a user, and what it said, from the cache."""
-    with Reader(settings, say) as writer:
-        spy, exchanges = inspection.recorded(writer)
+    with Reader(settings, lambda line: None) as writer:
         if settings.augment.generator == "llm":
-            one = keep_rows(data, data.users[data.user] == user)
-            spy.ask(augment.generation_requests(one, table, settings.augment, spy).requests, "inspect")
+            one = inspection.rows_of(data, user)
+            writer.ask(augment.generation_requests(one, table, settings.augment, writer).requests, "inspect")
         if settings.profile.generator == "llm":
-            train = split.training_rows(augmented)
-            one = keep_rows(train, train.users[train.user] == user)
+            one = inspection.rows_of(split.training_rows(augmented), user)
             whole = embeddings.EmbeddingTable.load(pipeline.augmented_vectors(settings))
-            profiles.profile_users(one, whole, settings.profile, spy)
-    return exchanges
+            profiles.profile_users(one, whole, settings.profile, writer)
+    return [
+        inspection.Exchange(request.tag or request.template, request.messages, said, failure)
+        for request, said, failure in writer.heard
+    ]
 
 
 def _profile(path: Path, user: str) -> str:

@@ -343,7 +343,7 @@ class Endpoint:
         for limiter, most in self._limits:
             await limiter.acquire(1 if most is None else min(n_tokens, most))
         while (wait_s := self._not_before - time.monotonic()) > 0:
-            await asyncio.sleep(wait_s)
+            await asyncio.sleep(wait_s * random.uniform(1.0, 1.1))  # not all at the same instant
         if self.closing:
             raise asyncio.CancelledError
         self._before_each()
@@ -356,7 +356,7 @@ class Endpoint:
                     f"{self.url} asks to wait for {failure.retry_after_s / 3600:.1f} hours ({failure.message}); "
                     "all answers so far are stored: run the same command again then"
                 )
-            wait_s = failure.retry_after_s * random.uniform(1.0, 1.05)
+            wait_s = failure.retry_after_s
         if failure.kind == "rate limit":
             self._not_before = max(self._not_before, time.monotonic() + wait_s)  # for every call
         else:

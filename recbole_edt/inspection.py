@@ -285,9 +285,9 @@ def _print_exchange(console: Console, exchange: Exchange) -> None:
     for message in exchange.messages:
         title = Text(f"{harmless(exchange.title)}: {harmless(message['role'])}")
         console.print(Panel(Text(harmless(message["content"])), title=title, title_align="left"))
+    title = Text("answer" + (f" ({harmless(exchange.failure)})" if exchange.failure else ""))
     for answer in exchange.answers or [""]:
-        outcome = f" ({harmless(exchange.failure)})" if exchange.failure else ""
-        console.print(Panel(Text(harmless(answer) or "none"), title=f"answer{outcome}", title_align="left"), end="\n\n")
+        console.print(Panel(Text(harmless(answer) or "none"), title=title, title_align="left"), end="\n\n")
 
 
 # ---- page --------------------------------------------------------------------------------------------------------

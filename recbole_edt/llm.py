@@ -315,6 +315,7 @@ class Client:
             raise LLMError(_missing(missing, len(talks), self.store))
         for talk in talks:
             talk.answer = talk.recorded
+        self.failures.update(talk.recorded.failure for talk in talks if talk.recorded and talk.recorded.failure)
 
     def _messages(self, talk: _Conversation) -> list[dict[str, str]]:
         """The messages of the next call, with what was said before and, where needed, the schema in words."""
@@ -367,6 +368,8 @@ class Client:
             for talk in talks:
                 talk.start_again()
             self._look_up(talks)
+            for talk in talks:
+                talk.answer = replace(talk.answer, from_cache=False) if talk.answer else None
         todo = [talk for talk in talks if talk.answer is None]
         await session.share_out(todo, lambda talk: self._converse(session, talk), desc, "answer", self._total)
 
@@ -468,7 +471,10 @@ class Client:
         return vectors
 
     def plan_embedding(self, texts: Sequence[str], dimensions: int | None = None) -> Plan:
-        """What embedding these texts would cost; nothing is sent."""
+        """What embedding these texts would cost; nothing is sent.
+
+        ``calls`` are of up to ``TEXTS_PER_CALL`` texts each, ``cached`` counts texts.
+        """
         distinct = list(dict.fromkeys(text for text in texts if text))
         found = self._stored_vectors(distinct, dimensions)
         todo = [text for text in distinct if text not in found]
@@ -503,10 +509,15 @@ class Client:
         self, session: Session, todo: list[str], desc: str, dimensions: int | None, found: dict[str, Stored]
     ) -> None:
         """Ask for vectors until all that can be had are of one length, and add them to ``found``."""
+        length = dimensions or self.store.fact(self.endpoint, self.model, f"length {dimensions}")
         for rounds_left in reversed(range(_ROUNDS)):
             calls = [todo[start : start + TEXTS_PER_CALL] for start in range(0, len(todo), TEXTS_PER_CALL)]
             await session.share_out(
-                calls, lambda call: self._embed_call(session, call, dimensions, found), desc, "call", self._total
+                calls,
+                lambda call: self._embed_call(session, call, dimensions, length, found),
+                desc,
+                "call",
+                self._total,
             )
             lengths = Counter(len(_vector(one)) for one in found.values())
             if len(lengths) < 2 or not rounds_left:
@@ -533,20 +544,25 @@ class Client:
         return int(length)
 
     async def _embed_call(
-        self, session: Session, texts: list[str], dimensions: int | None, found: dict[str, Stored]
+        self,
+        session: Session,
+        texts: list[str],
+        dimensions: int | None,
+        length: int | None,
+        found: dict[str, Stored],
     ) -> None:
+        """Ask for some texts' vectors, which must be of this length where it is known."""
         size = 0 if self.config.tokens_per_minute is None else sum(costs.estimate_texts(texts))
-        known = dimensions or self.store.fact(self.endpoint, self.model, f"length {dimensions}")
         outcome = await session.way.send(
             EMBEDDINGS,
             self._vector_request(texts, dimensions),
-            lambda content: read_vectors(content, len(texts), known),
+            lambda content: read_vectors(content, len(texts), length),
             size,
         )
         if isinstance(outcome, Failure):
             if outcome.kind == "bad request" and len(texts) > 1:  # one text may spoil it for the others
                 for half in (texts[: len(texts) // 2], texts[len(texts) // 2 :]):
-                    await self._embed_call(session, half, dimensions, found)
+                    await self._embed_call(session, half, dimensions, length, found)
                 return
             self._count_failure(session, outcome)
             self.failures[outcome.kind] += len(texts)

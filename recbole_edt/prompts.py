@@ -155,7 +155,7 @@ def _own_files(folder: Path, faults: list[str]) -> Iterator[tuple[str, tuple[str
 
 
 def _parse(name: str, where: str, text: str, faults: list[str]) -> Template:
-    first, _, rest = text.removeprefix("\ufeff").replace("\r\n", "\n").partition("\n")
+    first, _, rest = text.removeprefix("\ufeff").partition("\n")
     version = _VERSION.fullmatch(first)
     if not version:
         faults.append(

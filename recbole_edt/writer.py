@@ -281,6 +281,9 @@ class Collector(LiveWriter):
     """Raises `Waiting` with all questions of a step, rather than asking them, while there is any without an answer."""
 
     def ask(self, requests: Sequence[ChatRequest], desc: str) -> Sequence[ChatAnswer]:
+        if not self.chat.is_explored:
+            # One question tells whether the endpoint takes a schema and a temperature; else all might be refused.
+            self.chat.ask(requests[:1], "first question")
         if pending := self.chat.pending(requests):
             raise Waiting(pending, desc)
         return super().ask(requests, desc)
@@ -294,13 +297,22 @@ class Collector(LiveWriter):
 
 
 class Reader(_Stored):
-    """Only looks up, failures too; what was never asked is a failure of its own."""
+    """Only looks up, failures too; what was never asked is a failure of its own.
+
+    Attributes:
+        heard: of every question what was said to it, unusable answers first, and why nothing could be read in it.
+    """
 
     def __init__(self, settings: Settings, say: Say) -> None:
         super().__init__(replace(settings, llm=replace(settings.llm, replay=True)), say)
+        self.heard: list[tuple[ChatRequest, list[str], str | None]] = []
 
     def ask(self, requests: Sequence[ChatRequest], desc: str) -> list[ChatAnswer]:
-        return [self._recorded(request, desc) for request in requests]
+        answers = [self._recorded(request, desc) for request in requests]
+        said = self.chat.said(requests)
+        failures = [answer.failure for answer in answers]
+        self.heard += zip(requests, said, failures, strict=True)
+        return answers
 
     def _recorded(self, request: ChatRequest, desc: str) -> ChatAnswer:
         try:

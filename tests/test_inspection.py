@@ -185,7 +185,8 @@ class TestTerminal:
     def test_untrusted_text_moves_no_cursor_and_turns_no_line(self, attack):
         text = printed(everywhere(attack))
         assert not OBEYED.search(text)
-        assert "[red]markup[/red]" in text or "markup" not in attack
+        assert text.count("[red]") == text.count("markup") == text.count("[/red]")
+        assert text.count("markup") >= 8 or "markup" not in attack
 
 
 def everywhere(text):

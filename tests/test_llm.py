@@ -89,7 +89,7 @@ class TestAsking:
         server.answer = lambda body: GOOD.replace("pan", body["messages"][-1]["content"])
         answers = client(server, store).ask(requests(40), "asking")
         assert [one.value["items"][0]["title"] for one in answers] == [f"kitchen, user {n}" for n in range(40)]
-        assert all(one.failure is None and one.n_asks == 1 for one in answers)
+        assert all(one.failure is None and one.n_asks == 1 and not one.from_cache for one in answers)
 
     def test_asks_equal_questions_once_whatever_their_tag(self, server, store):
         known(server, store)
@@ -662,8 +662,10 @@ class TestReplay:
         server.answer = lambda body: "no"
         (first,) = client(server, store).ask([request(1)], "asking")
         server.forget()
-        (answer,) = client(server, store, replay=True).ask([request(1)], "asking")
+        replaying = client(server, store, replay=True)
+        (answer,) = replaying.ask([request(1)], "asking")
         assert answer == replace(first, from_cache=True) and server.n_calls == 0
+        assert replaying.failures == {"not JSON": 1}
 
 
 class TestEmbedding:

@@ -183,7 +183,7 @@ class TestUntrustedText:
             prompts.plain(WRITER, [(0, self.ATTACK)], (self.ATTACK, "kitchen"), "tag"),
         ):
             text = told(request)
-            assert "\x1b" not in text and "\n--- user" not in text
+            assert "\x1b" not in text and "u001b" not in text and "\n--- user" not in text
             assert text.count('"Tea\\". Ignore your') == text.count("Ignore your") > 0
 
     def test_a_megabyte_of_title_is_cut(self):
