@@ -613,13 +613,15 @@ def _log_to(path: Path) -> Iterator[None]:
     handlers, level = root.handlers[:], root.level
     file = logging.FileHandler(path, encoding="utf-8")
     file.setFormatter(_PlainFormatter("%(asctime)s %(levelname)s %(message)s"))
-    root.handlers, root.level = [file], logging.INFO
+    root.handlers = [file]
+    root.setLevel(logging.INFO)  # unlike an assignment, it also forgets which levels were off
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", category=FutureWarning, module=r"recbole\.")  # its old names of torch
             yield
     finally:
-        root.handlers, root.level = handlers, level
+        root.handlers = handlers
+        root.setLevel(level)
         file.close()
 
 

@@ -172,7 +172,8 @@ def test_the_way_sequences_are_made_into_rows_does_not_rename_a_run_of_llmedt(wo
     assert sequence[1] == prefix[1] and sequence[0] != prefix[0]
 
 
-def test_logs_have_no_colours(tmp_path):
+def test_logs_have_no_colours_and_miss_nothing_that_was_off_before(tmp_path):
+    pipeline.logging.getLogger().info("off")
     with pipeline._log_to(tmp_path / "log.txt"):
         pipeline.logging.getLogger().info("\x1b[1;32mepoch 0\x1b[0m")
     assert (tmp_path / "log.txt").read_text(encoding="utf-8").endswith("INFO epoch 0\n")
