@@ -18,7 +18,7 @@ from torch.nn import functional
 from recbole_edt.baselines import random_mask
 from recbole_edt.config import read_yaml
 from recbole_edt.errors import ConfigError
-from recbole_edt.layers import AllPositions, ItemEncoder, PreNorm, last_state, quicken_dropout
+from recbole_edt.layers import AllPositions, ItemEncoder, PreNorm, last_state, mixed_precision, quicken_dropout
 
 MASKED = "BERT4Rec"
 BACKBONES = ("SASRec", "GRU4Rec", MASKED, "NextItNet")
@@ -76,7 +76,8 @@ class DilatedStates(CausalStates):
     """First base of NextItNet, whose own ``forward`` reads the last column, be it padding."""
 
     def states(self: Any, item_seq: Tensor, item_seq_len: Tensor) -> Tensor:
-        return self.final_layer(self.residual_blocks(self.item_embedding(item_seq)))
+        with mixed_precision(self, item_seq.device):
+            return self.final_layer(self.residual_blocks(self.item_embedding(item_seq))).float()
 
 
 class MaskedStates:
@@ -86,6 +87,7 @@ class MaskedStates:
         super().__init__(config, dataset)  # type: ignore[call-arg]
         self.ft_ratio = config["ft_ratio"]  # RecBole keeps it in a batch transform
         del self.output_bias  # scores are those of Eq. 8 and 11
+        self.mixed_precision = bool(config["enable_amp"])
         quicken_dropout(self)
 
     def predicted(self: Any, targets: Tensor, length: Tensor) -> Tensor:
@@ -94,7 +96,8 @@ class MaskedStates:
 
     def training_states(self: Any, item_seq: Tensor, length: Tensor, predicted: Tensor) -> Tensor:
         """``[B, L, H]`` states of the sequence with the predicted items masked."""
-        return super().forward(item_seq.masked_fill(predicted, self.mask_token))  # type: ignore[misc]
+        with mixed_precision(self, item_seq.device):
+            return super().forward(item_seq.masked_fill(predicted, self.mask_token)).float()  # type: ignore[misc]
 
     def user_states(self, item_seq: Tensor, length: Tensor, states: Tensor) -> Tensor:
         """``[B, H]`` states of users for Eq. 13: that of a mask token after all training items, a pass of its own.

@@ -15,7 +15,7 @@ from torch import Tensor
 from recbole_edt import losses
 from recbole_edt.dataset import TARGET_SEQ
 from recbole_edt.evaluation import VectorScores
-from recbole_edt.layers import AllPositions, PreNorm, quicken_dropout
+from recbole_edt.layers import AllPositions, PreNorm, mixed_precision, quicken_dropout
 
 # Model to the rows it trains on; every other model keeps RecBole's own way.
 SEQUENCE_ROWS = {"SASRec": "sequence", "GRU4Rec": "sequence", "BERT4Rec": "masked"}
@@ -102,13 +102,15 @@ class MaskedItemTraining:
     def __init__(self: Any, config: Any, dataset: Any) -> None:
         super().__init__(config, dataset)  # type: ignore[call-arg]
         self.ft_ratio = config["ft_ratio"]  # RecBole keeps it in a batch transform
+        self.mixed_precision = bool(config["enable_amp"])
         quicken_dropout(self)
 
     def calculate_loss(self: Any, interaction: Any) -> Tensor:
         """CE at the masked positions; a share ``ft_ratio`` of the rows has its last item masked instead."""
         item_seq, length = interaction[self.ITEM_SEQ], interaction[self.ITEM_SEQ_LEN]
         masked = random_mask(length, item_seq.shape[1], self.mask_ratio, self.ft_ratio)  # [B, L]
-        states = self.forward(item_seq.masked_fill(masked, self.mask_token))[masked]  # [T, H]
+        with mixed_precision(self, item_seq.device):
+            states = self.forward(item_seq.masked_fill(masked, self.mask_token))[masked].float()  # [T, H]
         table = self.item_embedding.weight[: self.n_items]
         return losses.softmax_cross_entropy(states, table, item_seq[masked], self.output_bias)
 

@@ -59,6 +59,7 @@ RUN_DEFAULTS: dict[str, Any] = {
     "training": "sequence",
     "inserted_as_targets": True,
     "metric_decimal_place": 6,
+    "compile": False,
 }
 
 # Sizes and rates by name, bounds included; the type of a key is that of its default.

@@ -157,6 +157,7 @@ class AllPositions:
 
     def __init__(self, config: Any, dataset: Any) -> None:
         super().__init__(config, dataset)  # type: ignore[call-arg]
+        self.mixed_precision = bool(config["enable_amp"])
         quicken(self)  # type: ignore[arg-type]
 
     def gather_indexes(self, output: Tensor, gather_index: Tensor) -> Tensor:
@@ -167,7 +168,8 @@ class AllPositions:
 
     def states(self, item_seq: Tensor, item_seq_len: Tensor) -> Tensor:
         """``[B, L]`` items, ``[B]`` lengths to ``[B, L, H]``; position ``t`` has seen items ``0..t``."""
-        return super().forward(item_seq, item_seq_len)  # type: ignore[misc]
+        with mixed_precision(self, item_seq.device):
+            return super().forward(item_seq, item_seq_len).float()  # type: ignore[misc]
 
     def forward(self, item_seq: Tensor, item_seq_len: Tensor) -> Tensor:
         """The state at the last item, ``[B, H]``; on a processor rows of like length go together."""
@@ -224,6 +226,14 @@ class FinalNorm(nn.Module):
     def forward(self, x: Tensor, attention_mask: Tensor) -> Tensor:
         """``[B, L, H]`` to ``[B, L, H]``; the mask is not needed."""
         return self.norm(x)
+
+
+def mixed_precision(model: Any, device: Any) -> Any:
+    """bfloat16 for the linear maps inside, in training and if the model asks for it (``enable_amp``).
+
+    Its range is that of float32, so that nothing needs scaling; scores and losses stay outside.
+    """
+    return torch.autocast(device.type, torch.bfloat16, enabled=model.mixed_precision and model.training)
 
 
 def last_state(states: Tensor, length: Tensor) -> Tensor:

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -17,14 +18,17 @@ import numpy as np
 import pandas as pd
 import torch
 from recbole.data.interaction import Interaction
+from recbole.model.layers import TransformerLayer
 from recbole.trainer import Trainer
 from recbole.utils import ModelType, get_trainer
+from torch.nn.utils import clip_grad_norm_
 from tqdm import tqdm
 
 from recbole_edt.compat import identity, write_checkpoint
 from recbole_edt.dataset import SequenceLoader
 from recbole_edt.errors import ConfigError, DataError
 from recbole_edt.files import write_text
+from recbole_edt.layers import PreNormLayer
 from recbole_edt.model import STATE
 from recbole_edt.split import TRAIN
 
@@ -103,7 +107,9 @@ class ResumableTraining:
         super().__init__(config, model)
         self.epoch_log: list[dict[str, Any]] = []
         self.phases: list[dict[str, str]] = []
-        self.bar: Any = None
+        self.bar: Any = tqdm(disable=True)
+        if config["compile"]:
+            compile_layers(model)
 
     def fit(self: Any, train_data: Any, valid_data: Any = None, *args: Any, **kwargs: Any) -> Any:
         """RecBole's ``fit``; continues from ``last.pth`` if the run directory has one."""
@@ -126,12 +132,34 @@ class ResumableTraining:
         if self.run_dir is not None:
             self._save_state(train_data, epoch_idx)
         start = time.perf_counter()
-        losses = super()._train_epoch(train_data, epoch_idx, *args, **kwargs)
+        if isinstance(train_data, (SequenceLoader, FrozenStates)):
+            losses = self._steps(train_data)
+        else:
+            losses = super()._train_epoch(train_data, epoch_idx, *args, **kwargs)
         total = sum(losses) if isinstance(losses, tuple) else losses
         row = {"phase": self.phase, "epoch": epoch_idx, "train_loss": total / max(len(train_data), 1)}
         self.epoch_log.append({**row, "train_seconds": time.perf_counter() - start})
         self.bar.update()
         return losses
+
+    def _steps(self: Any, train_data: Any) -> tuple[float, ...]:
+        """One epoch; the sum over batches of each part of the loss. On a GPU nothing waits for it until the end."""
+        self.model.train()
+        scaler = torch.amp.GradScaler(self.device.type, enabled=self.enable_scaler)
+        total: Any = 0.0
+        for batch in prefetched(train_data, self.device):
+            self.optimizer.zero_grad()
+            losses = self.model.calculate_loss(batch)
+            parts = losses if isinstance(losses, tuple) else (losses,)
+            scaler.scale(sum(parts)).backward()
+            if self.clip_grad_norm:
+                scaler.unscale_(self.optimizer)
+                clip_grad_norm_(self.model.parameters(), **self.clip_grad_norm)
+            scaler.step(self.optimizer)
+            scaler.update()
+            total = total + torch.stack([part.detach().double() for part in parts])
+        self._check_nan(total.sum())
+        return tuple(total.tolist())
 
     def _valid_epoch(self: Any, *args: Any, **kwargs: Any) -> Any:
         score, result = super()._valid_epoch(*args, **kwargs)
@@ -233,6 +261,44 @@ def take_weights(model: Any, checkpoint: dict[str, Any], config: Any, path: Path
         ) from None
 
 
+def prefetched(batches: Iterable[Interaction], device: Any) -> Iterator[Interaction]:
+    """Batches on the device; for a GPU the next one is put together, and copied, while this one is worked on."""
+    if device.type != "cuda":
+        yield from (batch.to(device) for batch in batches)
+        return
+    source = iter(batches)
+
+    def fetch() -> dict[str, torch.Tensor] | None:
+        batch = next(source, None)
+        columns = None if batch is None else batch.interaction.items()
+        return None if columns is None else {key: x if x.is_cuda else x.pin_memory() for key, x in columns}
+
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(fetch)
+        while (columns := waiting.result()) is not None:
+            waiting = pool.submit(fetch)
+            yield Interaction({key: x.to(device, non_blocking=True) for key, x in columns.items()})
+
+
+def compile_layers(model: Any) -> None:
+    """Compile a model's transformer layers with ``torch.compile``, for any batch size and length.
+
+    Raises: ConfigError if there are none, or if torch finds no compiler on this machine.
+    """
+    layers = [module for module in model.modules() if isinstance(module, TransformerLayer | PreNormLayer)]
+    if not layers:
+        raise ConfigError(f"compile: {type(model).__name__} has no transformer layers; leave the key out for it")
+    device = next(model.parameters()).device
+    try:
+        torch.compile(torch.exp)(torch.zeros(2, device=device))
+    except Exception as error:  # torch raises many kinds
+        needed = "a C++ compiler such as g++" if device.type == "cpu" else "triton and a C compiler"
+        reason = str(error).strip().partition("\n")[0]
+        raise ConfigError(f"compile: torch.compile does not work here, it needs {needed} ({reason})") from error
+    for layer in layers:
+        layer.compile(dynamic=True)
+
+
 def resumable(trainer: type) -> type:
     """A RecBole trainer class with exact resume, under its own name."""
     return type(trainer.__name__, (ResumableTraining, trainer), {})
@@ -270,7 +336,8 @@ class FrozenStates:
     def __iter__(self) -> Iterator[Interaction]:
         order = torch.randperm(len(self.targets), generator=self.generator)
         for index in order.tensor_split(self.n_batches):
-            yield self.targets[index.to(self.targets[STATE].device)]
+            index = index.to(self.targets[STATE].device)
+            yield Interaction({key: column[index] for key, column in self.targets.interaction.items()})
 
     @staticmethod
     def n_bytes(model: Any, train_data: Any) -> int:

@@ -27,7 +27,8 @@ def documented() -> set[str]:
 def test_every_key_of_ours_is_in_the_readme_and_no_other():
     groups = {f"{name}.{f.name}" for name, cls in config.GROUPS.items() for f in fields(cls)}
     own = {f.name for cls in (ModelSettings, PhaseConfig) for f in fields(cls)}
-    assert documented() == (config.OWN - set(config.GROUPS)) | groups | own | (set(config.DATASET_KEYS))
+    speed = {"enable_amp", "compile"}
+    assert documented() == (config.OWN - set(config.GROUPS)) | groups | own | set(config.DATASET_KEYS) | speed
 
 
 @pytest.mark.parametrize("key, default", [(f.name, f.default) for f in fields(ModelSettings)])
