@@ -151,7 +151,8 @@ class ResumableTraining:
             self.optimizer.zero_grad()
             losses = self.model.calculate_loss(batch)
             parts = losses if isinstance(losses, tuple) else (losses,)
-            scaler.scale(sum(parts)).backward()
+            whole: Any = sum(parts)
+            scaler.scale(whole).backward()
             if self.clip_grad_norm:
                 scaler.unscale_(self.optimizer)
                 clip_grad_norm_(self.model.parameters(), **self.clip_grad_norm)
