@@ -10,6 +10,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,11 @@ import pandas as pd
 
 from recbole_edt import config, pipeline, report
 from recbole_edt.config import GROUPS, OWN, Settings
+from recbole_edt.costs import Usage
 from recbole_edt.errors import ConfigError, DataError
 from recbole_edt.evaluation import TOPK, domain_metrics
 from recbole_edt.files import library_versions, sha256_of, write_safely, write_text
+from recbole_edt.writer import LiveWriter, llm_identity
 
 TABLE_3: dict[str, dict[str, Any]] = {
     "w/o Aug.": {"augment.insertion": "none"},
@@ -39,7 +42,7 @@ AUGMENTATION: dict[str, dict[str, Any]] = {
 SAMPLED = "sampled-100"
 """The paper's candidates, beside those that the settings name."""
 
-_DATA_GROUPS = ("augment", "profile")
+_DATA_GROUPS = ("augment", "profile", "llm")
 _NO_SETTINGS = ("data_path", "runs_path", "variants", "models")
 
 
@@ -95,7 +98,7 @@ def settings_of(settings: Settings, name: str, keys: Mapping[str, Any], seed: in
         # A model's own settings win over those for all.
         own[key if group in GROUPS else f"model_settings.{settings.model}.{key}"] = value
     chosen = config.with_keys(settings, own, f"variant {name!r}")
-    data = [[asdict(getattr(one, group)) for group in _DATA_GROUPS] for one in (settings, chosen)]
+    data = [[asdict(one.augment), asdict(one.profile), llm_identity(one)] for one in (settings, chosen)]
     return chosen if data[0] == data[1] else replace(chosen, data_variant=sha256_of(data[1])[:8])
 
 
@@ -117,13 +120,14 @@ def check(settings: Settings) -> None:
 def ablate(settings: Settings, say: pipeline.Say) -> None:
     """Train every variant with every seed; print and write means, deviations and paired tests."""
     check(settings)
-    for stage in ("prepare", "embed"):
-        pipeline.STAGES[stage](settings, say)
+    opened = partial(LiveWriter, spent=Usage())  # one account for all variants
+    pipeline.prepare(settings, say)
+    pipeline.embed(settings, say, opened)
     variants = variants_of(settings)
     found: dict[str, dict[str, list[report.ModelResult]]] = {}
     rows = []
     for name, keys in variants.items():
-        for seed, experiment, result in _trained(settings, name, keys, say):
+        for seed, experiment, result in _trained(settings, name, keys, say, opened):
             run = pipeline.run_directory(experiment, settings.model)
             for candidates, ranks in _ranked(experiment, settings.model, result).items():
                 named = replace(result, name=name, ranks=ranks)
@@ -151,15 +155,15 @@ def ablate(settings: Settings, say: pipeline.Say) -> None:
 
 
 def _trained(
-    settings: Settings, name: str, keys: Mapping[str, Any], say: pipeline.Say
+    settings: Settings, name: str, keys: Mapping[str, Any], say: pipeline.Say, opened: pipeline.Opener
 ) -> Iterator[tuple[int, pipeline.Experiment, report.ModelResult]]:
     """Each seed with its experiment and finished run; the data are made, and loaded, once."""
     dataset = None
     for seed in settings.seeds:
         own = settings_of(settings, name, keys, seed)
         if dataset is None:
-            for stage in _DATA_GROUPS:
-                pipeline.STAGES[stage](own, lambda line: say(f"{name}: {line}"))
+            for stage in (pipeline.augment_data, pipeline.profile):
+                stage(own, lambda line: say(f"{name}: {line}"), opened)
             dataset = pipeline.open_experiment(own).dataset
         experiment = replace(pipeline.experiment_on(dataset, own), share_pretraining=True)
         result = pipeline.train_model(experiment, settings.model)

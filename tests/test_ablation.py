@@ -46,6 +46,16 @@ def test_any_other_model_is_tried_on_raw_and_on_augmented_rows(workplace):
     }
 
 
+def test_another_language_model_writes_files_of_its_own_and_another_speed_does_not(workplace):
+    both = {"augment": {"generator": "llm"}, "llm": {"model": "small"}}
+    names = [
+        ablation.settings_of(settings(**both), "x", keys, 1).augmented
+        for keys in ({}, {"llm.concurrency": 2}, {"llm.model": "large"}, {"llm.temperature": 0.1})
+    ]
+    assert names[0] == names[1] == "tiny-edt"
+    assert len(set(names)) == 3
+
+
 @pytest.mark.parametrize(
     ("given", "expected"),
     [
