@@ -52,7 +52,7 @@ def start(place: Path, given: list[str], *stages: str) -> multiprocessing.Proces
 
 
 def finish(process: multiprocessing.Process) -> int | None:
-    process.join(60)
+    process.join(180)
     assert process.exitcode is not None, "still running"
     return process.exitcode
 
