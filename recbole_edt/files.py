@@ -17,7 +17,7 @@ import numpy as np
 
 from recbole_edt.errors import DataError
 
-LIBRARIES = ("recbole_edt", "numpy", "pandas", "scipy", "scikit-learn", "torch", "recbole")
+LIBRARIES = ("recbole_edt", "numpy", "pandas", "scipy", "scikit-learn", "torch", "recbole", "openai")
 _BLOCK = 2**20
 
 

@@ -26,8 +26,7 @@ from recbole_edt.atomic import TwoDomainData, keep_rows
 from recbole_edt.augment import AugmentConfig, user_representatives
 from recbole_edt.embeddings import EmbeddingTable, item_text
 from recbole_edt.errors import DataError
-from recbole_edt.llm import ChatAnswer, ChatRequest
-from recbole_edt.prompts import FIELDS, Templates, Writer
+from recbole_edt.prompts import FIELDS
 
 PARTS = {split.TRAIN: "training", split.VALID: "validation", split.TEST: "test"}
 INSERTED = "inserted"
@@ -103,38 +102,6 @@ class UserView:
     trace: pd.DataFrame
     exchanges: Sequence[Exchange]
     profile: str
-
-
-class _Recorder:
-    """A writer that passes questions on and notes them with their answers."""
-
-    def __init__(self, writer: Writer) -> None:
-        self._writer = writer
-        self.exchanges: list[Exchange] = []
-
-    @property
-    def templates(self) -> Templates:
-        return self._writer.templates
-
-    @property
-    def max_tokens(self) -> int:
-        return self._writer.max_tokens
-
-    def ask(self, requests: Sequence[ChatRequest], desc: str) -> Sequence[ChatAnswer]:
-        answers = self._writer.ask(requests, desc)
-        for request, answer in zip(requests, answers, strict=True):
-            raw = [answer.text] if answer.text else []
-            self.exchanges.append(Exchange(request.tag, request.messages, raw, answer.failure))
-        return answers
-
-    def embed(self, texts: Sequence[str]) -> np.ndarray:
-        return self._writer.embed(texts)
-
-
-def recorded(writer: Writer) -> tuple[Writer, list[Exchange]]:
-    """A writer that does as the given one does, and the list into which it notes every question and answer."""
-    recorder = _Recorder(writer)
-    return recorder, recorder.exchanges
 
 
 def rows_of(data: TwoDomainData, user: str) -> TwoDomainData:

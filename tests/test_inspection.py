@@ -1,4 +1,5 @@
 import io
+import json
 import re
 from dataclasses import replace
 from html.parser import HTMLParser
@@ -9,11 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from toy import LetterEmbedder, ScriptedWriter, dataset, table_of
 
-from recbole_edt.atomic import keep_rows
-from recbole_edt.augment import AugmentConfig, augment, generation_requests
+from recbole_edt.augment import AugmentConfig, augment
 from recbole_edt.embeddings import item_text
 from recbole_edt.errors import DataError
-from recbole_edt.inspection import Exchange, harmless, html_page, print_view, recorded, view
+from recbole_edt.inspection import Exchange, harmless, html_page, print_view, view
 
 TITLES = {"f1": "a", "f2": "b", "f3": "bc", "k1": "ab", "k2": "cd"}
 CONFIG = AugmentConfig(generator="llm", tau=0.9, k=2, n_clusters=6)
@@ -37,8 +37,10 @@ def seen(titles=TITLES, answers=("aab", "AB", "cd"), profile="Likes a.", user="u
     data = dataset(["f1 f2 k1 k2 f3", "f1 k1 k2"], items=titles, titles=titles)
     table = table_of(data, LetterEmbedder().embed(item_text(data.item_fields)))
     said = failure or {"items": [{"title": title} for title in answers]}
-    writer, noted = recorded(ScriptedWriter(lambda request: said, LetterEmbedder()))
+    writer = ScriptedWriter(lambda request: said, LetterEmbedder())
     found = augment(data, table, CONFIG, writer)
+    told = [] if failure else [json.dumps(said)]
+    noted = [Exchange(request.tag, request.messages, told, failure) for request in writer.asked]
     mine = [each for each in noted if each.title.startswith("u0")] if exchanges is None else exchanges
     return view(data, found.data, table, CONFIG, found.trace, mine, profile, user)
 
@@ -138,25 +140,6 @@ class TestView:
         found = augment(data, table, config)
         shown = view(data, found.data, table, config, found.trace, [], "", "u0")
         assert shown.trace["text"].tolist() == ["ab", "cd"] or shown.trace["text"].tolist() == ["cd", "ab"]
-
-
-class TestRecorded:
-    def test_questions_and_answers_are_noted_and_passed_on(self):
-        data = dataset(["f1 f2 k1 k2 f3"], items=TITLES, titles=TITLES)
-        table = table_of(data, LetterEmbedder().embed(item_text(data.item_fields)))
-        inner = ScriptedWriter(
-            lambda request: "refused" if "to food" in request.tag else {"items": []}, LetterEmbedder()
-        )
-        writer, noted = recorded(inner)
-        requests = generation_requests(keep_rows(data, data.user == 0), table, CONFIG, writer).requests
-        answers = writer.ask(requests, "inspect")
-        assert [answer.failure for answer in answers] == [None, "refused"]
-        assert [(each.title, list(each.answers), each.failure) for each in noted] == [
-            ("u0: food to kitchen", ['{"items": []}'], None),
-            ("u0: kitchen to food", [], "refused"),
-        ]
-        assert noted[0].messages == inner.asked[0].messages
-        assert writer.embed(["ab"]).tolist() == [[1, 1, 0, 0]] and writer.max_tokens == inner.max_tokens
 
 
 class TestTerminal:
