@@ -18,7 +18,15 @@ from torch.nn import functional
 from recbole_edt.baselines import random_mask
 from recbole_edt.config import read_yaml
 from recbole_edt.errors import ConfigError
-from recbole_edt.layers import AllPositions, ItemEncoder, PreNorm, last_state, mixed_precision, quicken_dropout
+from recbole_edt.layers import (
+    AllPositions,
+    ItemEncoder,
+    PreNorm,
+    full_precision,
+    last_state,
+    mixed_precision,
+    quicken_dropout,
+)
 
 MASKED = "BERT4Rec"
 BACKBONES = ("SASRec", "GRU4Rec", MASKED, "NextItNet")
@@ -77,7 +85,7 @@ class DilatedStates(CausalStates):
 
     def states(self: Any, item_seq: Tensor, item_seq_len: Tensor) -> Tensor:
         with mixed_precision(self, item_seq.device):
-            return self.final_layer(self.residual_blocks(self.item_embedding(item_seq))).float()
+            return full_precision(self.final_layer(self.residual_blocks(self.item_embedding(item_seq))))
 
 
 class MaskedStates:
@@ -97,7 +105,8 @@ class MaskedStates:
     def training_states(self: Any, item_seq: Tensor, length: Tensor, predicted: Tensor) -> Tensor:
         """``[B, L, H]`` states of the sequence with the predicted items masked."""
         with mixed_precision(self, item_seq.device):
-            return super().forward(item_seq.masked_fill(predicted, self.mask_token)).float()  # type: ignore[misc]
+            states = super().forward(item_seq.masked_fill(predicted, self.mask_token))  # type: ignore[misc]
+            return full_precision(states)
 
     def user_states(self, item_seq: Tensor, length: Tensor, states: Tensor) -> Tensor:
         """``[B, H]`` states of users for Eq. 13: that of a mask token after all training items, a pass of its own.

@@ -15,7 +15,7 @@ from torch import Tensor
 from recbole_edt import losses
 from recbole_edt.dataset import TARGET_SEQ
 from recbole_edt.evaluation import VectorScores
-from recbole_edt.layers import AllPositions, PreNorm, mixed_precision, quicken_dropout
+from recbole_edt.layers import AllPositions, PreNorm, full_precision, mixed_precision, quicken_dropout
 
 # Model to the rows it trains on; every other model keeps RecBole's own way.
 SEQUENCE_ROWS = {"SASRec": "sequence", "GRU4Rec": "sequence", "BERT4Rec": "masked"}
@@ -110,7 +110,7 @@ class MaskedItemTraining:
         item_seq, length = interaction[self.ITEM_SEQ], interaction[self.ITEM_SEQ_LEN]
         masked = random_mask(length, item_seq.shape[1], self.mask_ratio, self.ft_ratio)  # [B, L]
         with mixed_precision(self, item_seq.device):
-            states = self.forward(item_seq.masked_fill(masked, self.mask_token))[masked].float()  # [T, H]
+            states = full_precision(self.forward(item_seq.masked_fill(masked, self.mask_token))[masked])  # [T, H]
         table = self.item_embedding.weight[: self.n_items]
         return losses.softmax_cross_entropy(states, table, item_seq[masked], self.output_bias)
 

@@ -169,7 +169,7 @@ class AllPositions:
     def states(self, item_seq: Tensor, item_seq_len: Tensor) -> Tensor:
         """``[B, L]`` items, ``[B]`` lengths to ``[B, L, H]``; position ``t`` has seen items ``0..t``."""
         with mixed_precision(self, item_seq.device):
-            return super().forward(item_seq, item_seq_len).float()  # type: ignore[misc]
+            return full_precision(super().forward(item_seq, item_seq_len))  # type: ignore[misc]
 
     def forward(self, item_seq: Tensor, item_seq_len: Tensor) -> Tensor:
         """The state at the last item, ``[B, H]``; on a processor rows of like length go together."""
@@ -234,6 +234,11 @@ def mixed_precision(model: Any, device: Any) -> Any:
     Its range is that of float32, so that nothing needs scaling; scores and losses stay outside.
     """
     return torch.autocast(device.type, torch.bfloat16, enabled=model.mixed_precision and model.training)
+
+
+def full_precision(states: Tensor) -> Tensor:
+    """What `mixed_precision` made of them as float32; as they are without it."""
+    return states.float() if states.dtype == torch.bfloat16 else states
 
 
 def last_state(states: Tensor, length: Tensor) -> Tensor:

@@ -146,7 +146,7 @@ def test_a_planted_pattern_is_learnt(tmp_path, monkeypatch):
         "models": "SASRec,LLMEDT",
         "item_representation": "llm+id",
         "learning_rate": 0.01,
-        "epochs": 10,
+        "epochs": 20,
         "finetune_epochs": 1,
         "hidden_size": 32,
         "train_batch_size": 32,

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import jsonschema
@@ -815,7 +816,9 @@ def start(server, store, n=200, concurrency=8, patience=10.0):
         patience=patience,
     )
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-    return subprocess.Popen([sys.executable, "-c", program], **pipes)
+    # Whatever a shell runs in its background ignores Ctrl-C, and its children with it.
+    heed = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    return subprocess.Popen([sys.executable, "-c", program], preexec_fn=heed, **pipes)
 
 
 def wait_for_calls(server, n):
