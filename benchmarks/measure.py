@@ -14,7 +14,6 @@ from statistics import median
 from typing import Any
 
 # The bare imports, above which peak memory is counted.
-
 import recbole.data
 import recbole.model.sequential_recommender
 import recbole.trainer  # noqa: F401
@@ -27,7 +26,6 @@ from recbole_edt.embeddings import EmbeddingTable
 from recbole_edt.trainer import FrozenStates
 
 SMALL = {"item_representation": "id", "alpha": 0, "hidden_size": 32, "inner_size": 64, "n_layers": 1, "n_heads": 1}
-clock = time.process_time if os.environ.get("CPU") else time.perf_counter
 Figures = dict[str, Any]
 
 
@@ -39,9 +37,9 @@ def peak_mb() -> float:
 @contextmanager
 def timed(figures: Figures, name: str) -> Iterator[None]:
     """Seconds of the block, under ``name``; of several times the median."""
-    start = clock()
+    start = time.perf_counter()
     yield
-    figures.setdefault(name, []).append(clock() - start)
+    figures.setdefault(name, []).append(time.perf_counter() - start)
 
 
 def open_model(folder: str, dataset: str, model: str, keys: dict[str, Any]) -> tuple[Any, Any, Any, Any]:
@@ -245,8 +243,8 @@ def inference(folder: str, dataset: str, model: str, **keys: Any) -> Figures:
             with timed(found, "all_users_s"):
                 for batch in batches:
                     top_ten(network, batch, candidates, tables)
-        singles = [part[torch.tensor([row])].to(network.device) for row in range(0, len(part.row), len(part.row) // 200)]
-        for one in singles:
+        for row in range(0, len(part.row), max(1, len(part.row) // 200)):
+            one = part[torch.tensor([row])].to(network.device)
             with timed(found, "latency_s"):
                 top_ten(network, one, candidates, tables)
     parameters = sum(p.numel() for p in network.parameters())
@@ -270,8 +268,7 @@ def top_ten(network: Any, batch: Any, candidates: list[torch.Tensor], tables: li
 
 
 TASKS: dict[str, Callable[..., Figures]] = {
-    task.__name__: task
-    for task in (prepare, llmedt, profile, sasrec, stock, build, augmentation, scaling, inference)
+    task.__name__: task for task in (prepare, llmedt, profile, sasrec, stock, build, augmentation, scaling, inference)
 }
 
 

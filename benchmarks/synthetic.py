@@ -13,9 +13,7 @@ LENGTH_MEDIAN, LENGTH_SPREAD = 19.0, 0.52
 POPULARITY_SHIFT, POPULARITY_EXPONENT = 60.0, 0.84
 
 
-def write(
-    folder: Path, name: str, n_users: int, n_items: int, mean_length: float | None = None, seed: int = 0
-) -> int:
+def write(folder: Path, name: str, n_users: int, n_items: int, mean_length: float | None = None, seed: int = 0) -> int:
     """Write ``folder/name/name.inter`` and ``.item``.
 
     Args:

@@ -151,8 +151,7 @@ class ResumableTraining:
             self.optimizer.zero_grad()
             losses = self.model.calculate_loss(batch)
             parts = losses if isinstance(losses, tuple) else (losses,)
-            whole: Any = sum(parts)
-            scaler.scale(whole).backward()
+            scaler.scale(torch.stack(parts).sum()).backward()
             if self.clip_grad_norm:
                 scaler.unscale_(self.optimizer)
                 clip_grad_norm_(self.model.parameters(), **self.clip_grad_norm)
