@@ -25,6 +25,9 @@ from recbole_edt.dataset import EDTDataset, SequenceLoader
 from recbole_edt.embeddings import EmbeddingTable
 from recbole_edt.trainer import FrozenStates
 
+# torch's first optimizer imports its compiler, 67 MB.
+torch.optim.Adam([torch.nn.Parameter(torch.zeros(1))])
+
 SMALL = {"item_representation": "id", "alpha": 0, "hidden_size": 32, "inner_size": 64, "n_layers": 1, "n_heads": 1}
 Figures = dict[str, Any]
 

@@ -256,9 +256,9 @@ class Dropout(nn.Dropout):
     """
 
     def forward(self, input: Tensor) -> Tensor:
-        if not self.training or not self.p or input.device.type != "cpu" or torch.compiler.is_compiling():
-            return super().forward(input)
-        return _QuickDropout.apply(input, round(self.p * 2**16))
+        dropped = round(self.p * 2**16)
+        quick = input.device.type == "cpu" and 0 < dropped < 2**16 and not torch.compiler.is_compiling()
+        return _QuickDropout.apply(input, dropped) if quick and self.training else super().forward(input)
 
 
 class _QuickDropout(torch.autograd.Function):
@@ -271,7 +271,7 @@ class _QuickDropout(torch.autograd.Function):
         kept = torch.empty(x.shape, dtype=torch.int8)
         torch.ge(random, dropped - 2**15, out=kept)
         ctx.save_for_backward(kept)
-        ctx.scale = 2**16 / max(2**16 - dropped, 1)
+        ctx.scale = 2**16 / (2**16 - dropped)
         return kept.to(x.dtype).mul_(ctx.scale).mul_(x)
 
     @staticmethod

@@ -15,6 +15,7 @@ from recbole_edt.errors import ConfigError, DataError, EDTError
 from recbole_edt.evaluation import (
     RankCollector,
     RankEvaluator,
+    VectorScores,
     domain_metrics,
     group_metrics,
     metrics_from_ranks,
@@ -75,6 +76,39 @@ def test_metrics_equal_a_plain_count_with_and_without_ties(mode, levels):
             ]
         )
         assert value == pytest.approx(expected, abs=1e-12)
+
+
+@pytest.mark.parametrize("per_domain", [False, True])
+@pytest.mark.parametrize("mode", ["domain", "all", "sampled"])
+def test_ranks_of_products_are_those_of_the_matrix_of_all_scores(monkeypatch, mode, per_domain):
+    generator = torch.Generator().manual_seed(6)
+    # Whole numbers: sums are exact and ties abound.
+    user = torch.randint(-2, 3, (2, 60, 3) if per_domain else (60, 3), generator=generator).float()
+    item = torch.randint(-2, 3, (12, 3), generator=generator).float()
+    targets = torch.tensor([1, 2, 3, 4, 6, 7, 8, 9, 10, 6] * 6)
+    scores = user @ item.T
+    if per_domain:
+        scores = torch.where(DOMAIN == 2, scores[1], scores[0])
+    options = {}
+    if mode == "sampled":
+        history = np.arange(1, 61), targets.numpy()
+        pools = [np.array([1, 2, 3, 4]), np.array([6, 7, 8, 9, 10])]
+        domain = DOMAIN[targets].numpy() - 1
+        options = {"candidates": CandidateTable.build(np.arange(1, 61), domain, pools, *history, n=3)}
+    monkeypatch.setattr(evaluation, "_CHUNK_ELEMENTS", 40)
+    whole = collect(scores, targets.tolist(), mode, **options)
+    pd.testing.assert_frame_equal(collect(VectorScores(user, item), targets.tolist(), mode, **options), whole)
+    assert whole["tied"].any() and whole["higher"].any()
+
+
+def test_items_that_have_changed_since_the_last_table_are_ranked_as_they_are_now():
+    user, item = torch.ones(1, 2), torch.zeros(12, 2)
+    collector = RankCollector(DOMAIN, REAL)
+    for higher in (0, 3):
+        item[2:5] = higher
+        one = torch.tensor([1])
+        collector.eval_batch_collect(VectorScores(user, item), {"user_id": one}, torch.tensor([0]), one)
+        assert collector.get_data_struct()["higher"].tolist() == [higher]
 
 
 def test_ranks_by_hand():

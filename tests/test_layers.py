@@ -5,9 +5,14 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from recbole.model.layers import TransformerEncoder
+from recbole.utils import get_model
 
-from recbole_edt.layers import Adapter, FinalNorm, ItemEncoder, PreNormLayer, last_state
+from recbole_edt import config
+from recbole_edt.baselines import sequence_trained
+from recbole_edt.layers import Adapter, Dropout, FinalNorm, ItemEncoder, PreNormLayer, last_state
 
 
 def arrays(*tensors: torch.Tensor) -> list[np.ndarray]:
@@ -123,3 +128,99 @@ def torchs_layer(layer: torch.nn.Module) -> torch.nn.Module:
 def test_last_state_takes_the_state_at_the_last_item():
     states = torch.arange(12.0).reshape(2, 3, 2)
     assert last_state(states, torch.tensor([1, 3])).tolist() == [[0, 1], [10, 11]]
+
+
+# ---- instead of RecBole's: the same results --------------------------------------------------------------------------
+
+
+class FewItems:
+    item_domain = torch.ones(20, dtype=torch.long)
+
+    def num(self, field: str) -> int:
+        return 20
+
+
+def pair_of_backbones(tmp_path, **keys) -> tuple[torch.nn.Module, torch.nn.Module]:
+    """RecBole's own SASRec, and ours with the same weights."""
+    torch.manual_seed(4)
+    loaded = config.load("none", [], {"n_heads": 2, "MAX_ITEM_LIST_LENGTH": 8, "hidden_size": 8, **keys})
+    view = config.recbole_config(loaded, "SASRec", "none", tmp_path)
+    stock, ours = get_model("SASRec")(view, FewItems()), sequence_trained("SASRec")(view, FewItems())
+    ours.load_state_dict(stock.state_dict())
+    return stock, ours
+
+
+ITEM_SEQ = torch.tensor([[3, 4, 5, 6, 2], [7, 8, 0, 0, 0], [9, 1, 1, 0, 0]])
+LENGTH = torch.tensor([5, 2, 3])
+
+
+@pytest.mark.parametrize("attention_dropout", [0.0, 1e-6])  # the fused kernel; the path with dropout, dropping none
+def test_states_and_gradients_are_those_of_recboles_modules(tmp_path, attention_dropout):
+    stock, ours = pair_of_backbones(tmp_path, attn_dropout_prob=attention_dropout, hidden_dropout_prob=0.0)
+    weight = torch.randn(3, 8)
+    expected = stock(ITEM_SEQ, LENGTH)
+    (expected * weight).sum().backward()
+    found = ours(ITEM_SEQ, LENGTH)
+    (found * weight).sum().backward()
+    torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-5)
+    for (name, one), (_, other) in zip(stock.named_parameters(), ours.named_parameters(), strict=True):
+        torch.testing.assert_close(other.grad, one.grad, atol=1e-6, rtol=1e-4, msg=name)
+    stock.eval(), ours.eval()
+    with torch.no_grad():
+        torch.testing.assert_close(ours(ITEM_SEQ, LENGTH), stock(ITEM_SEQ, LENGTH), atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("positions", [1, 7, 4096])
+def test_rows_taken_a_few_at_a_time_give_the_same_states(tmp_path, monkeypatch, positions):
+    _, ours = pair_of_backbones(tmp_path)
+    ours.eval()
+    expected = last_state(ours.states(ITEM_SEQ, LENGTH), LENGTH)
+    monkeypatch.setattr("recbole_edt.layers.CHUNK_POSITIONS", positions)
+    torch.testing.assert_close(last_state(ours.states(ITEM_SEQ, LENGTH), LENGTH), expected, atol=1e-6, rtol=1e-5)
+    with torch.no_grad():
+        empty_too = torch.tensor([5, 0, 3])
+        found = ours(ITEM_SEQ, empty_too)
+    torch.testing.assert_close(found[[0, 2]], expected[[0, 2]], atol=1e-6, rtol=1e-5)
+    assert found.isfinite().all()
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.integers(0, 300), st.floats(0.01, 0.99), st.integers(0, 2**32))
+def test_dropout_zeroes_or_scales_and_its_gradient_goes_the_same_way(n, p, seed):
+    torch.manual_seed(seed)
+    x = (torch.randn(n) + 3).requires_grad_()
+    y = Dropout(p)(x)
+    y.sum().backward()
+    kept = y != 0
+    torch.testing.assert_close(y[kept], x[kept] / (1 - p), rtol=1e-3, atol=0)
+    torch.testing.assert_close(x.grad, kept / (1 - p), rtol=1e-3, atol=0)
+
+
+@pytest.mark.parametrize("p", [0.1, 0.5, 0.73])
+def test_dropout_drops_the_share_asked_for_independently(p):
+    torch.manual_seed(0)
+    dropped = Dropout(p)(torch.ones(4, 50_000)) == 0
+    assert dropped.float().mean().item() == pytest.approx(p, abs=0.005)
+    correlation = torch.corrcoef(dropped.reshape(-1, 4).T.float())  # four masks out of each random integer
+    assert (correlation - torch.eye(4)).abs().max() < 0.02
+
+
+def test_dropout_at_the_ends_and_in_evaluation():
+    x = torch.ones(1000)
+    assert torch.equal(Dropout(0.0)(x), x) and torch.equal(Dropout(0.5).eval()(x), x)
+    assert not Dropout(1.0)(x).any()
+    torch.manual_seed(3)
+    one = Dropout(0.5)(x)
+    torch.manual_seed(3)
+    assert torch.equal(one, Dropout(0.5)(x))
+
+
+def test_mixed_precision_changes_states_little_and_evaluation_not_at_all(tmp_path):
+    no_dropout = {"attn_dropout_prob": 0.0, "hidden_dropout_prob": 0.0}
+    _, plain = pair_of_backbones(tmp_path, **no_dropout)
+    _, mixed = pair_of_backbones(tmp_path, **no_dropout, enable_amp=True)
+    one, other = plain(ITEM_SEQ, LENGTH), mixed(ITEM_SEQ, LENGTH)
+    assert other.dtype == torch.float32 and not torch.equal(one, other)
+    torch.testing.assert_close(other, one, atol=0.05, rtol=0.05)
+    plain.eval(), mixed.eval()
+    assert torch.equal(plain(ITEM_SEQ, LENGTH), mixed(ITEM_SEQ, LENGTH))
