@@ -41,6 +41,7 @@ TEXTS_PER_CALL = 64
 _PROBES = 3  # questions by which a way of asking is looked for
 _QUOTED_ANSWER = 2000  # characters of a rejected answer that are shown to the model again
 _RECORDS, _FEWEST_RECORDS = 200, 5  # stored answers that an estimate is calibrated by
+_OF_THE_WAY = ("connection", "garbage", "rate limit", "server", "timeout")  # kinds of failure
 _ROUNDS = 3  # of asking for vectors whose length differs from that of the rest
 
 
@@ -212,6 +213,7 @@ class Client:
         self.used = Usage()
         self.failures: Counter[str] = Counter()
         self._counted: set[str] = set()
+        self._last_failure: Failure | None = None
         self.price = price_at(self.endpoint, self.model, costs.load_prices(config.prices))
         if self.price is None and config.max_cost is not None:
             raise ConfigError(
@@ -231,15 +233,18 @@ class Client:
             desc: what is going on, for the progress bar.
 
         Raises:
-            LLMError: the key, the model, the money or the server stops the run, or ``replay`` lacks answers. All that
-                came back is stored.
+            LLMError: the key, the model, the money or the server stops the run, no question reached anybody, or
+                ``replay`` lacks answers. All that came back is stored.
             KeyboardInterrupt: likewise; calls in flight were waited for.
         """
         places, talks = self._distinct(requests)
         self._look_up(talks)
         todo = [talk for talk in talks if talk.answer is None]
         if todo:
-            self._replay(todo) if self.config.replay else self._run(lambda session: self._ask_all(session, todo, desc))
+            if self.config.replay:
+                self._replay(todo)
+            else:
+                self._run(lambda session: self._ask_all(session, todo, desc), len(todo))
         answers = [talk.answer for talk in talks if talk.answer is not None]
         for talk, answer in zip(talks, answers, strict=True):
             tokens = answer.prompt_tokens, answer.completion_tokens
@@ -431,6 +436,7 @@ class Client:
         return answer.text or "", reason
 
     def _count_failure(self, session: Session, failure: Failure) -> None:
+        self._last_failure = failure
         try:
             session.way.count_failure(failure)
         except LLMError:
@@ -454,7 +460,7 @@ class Client:
         if todo and self.config.replay:
             raise LLMError(_missing([short(text, 60) for text in todo], len(distinct), self.store))
         if todo:
-            self._run(lambda session: self._embed_missing(session, todo, desc, dimensions, found))
+            self._run(lambda session: self._embed_missing(session, todo, desc, dimensions, found), len(todo))
             lost = len(distinct) - len(found)
             self._report(desc, len(distinct), len(todo), {"without a vector": lost} if lost else {})
         length = self._one_length(found, dimensions)
@@ -578,7 +584,12 @@ class Client:
 
     # ---- running ----
 
-    def _run(self, main: Callable[[Session], Awaitable[None]]) -> None:
+    def _run(self, main: Callable[[Session], Awaitable[None]], n_todo: int) -> None:
+        """Run a step of so many questions or texts.
+
+        Raises: LLMError if all of them failed on the way, for a dead server must not end as a finished run.
+        """
+        n_paid, before = self.spent.calls, Counter(self.failures)
         try:
             run(
                 lambda: Session(self.config, self.store, self._check_cost, self._backoff_s),
@@ -589,6 +600,16 @@ class Client:
         except KeyboardInterrupt:
             self.say(f"all answers so far are in {self.store.path}; run the same command again to go on")
             raise
+        failed = self.failures - before
+        if self.spent.calls == n_paid and sum(failed[kind] for kind in _OF_THE_WAY) == n_todo:
+            raise self._nobody(n_todo)
+
+    def _nobody(self, n: int) -> LLMError:
+        last = f"; the last failure: {one.kind}, {one.message}" if (one := self._last_failure) else ""
+        return LLMError(
+            f"{self.endpoint} answered nothing to {n} questions or texts{last}. All answers so far are stored; check "
+            "that the server is up, and run the same command again to go on"
+        )
 
     def _total(self) -> str:
         n_failed = sum(self.failures.values())

@@ -215,11 +215,32 @@ class TestFaultsThatPass:
     )
     def test_without_end_they_are_a_failure_of_their_kind_after_all_retries(self, server, store, fault, kind):
         known(server, store)
-        server.always = fault
+        server.choose = lambda body, nth: fault if "user 1" in body["messages"][-1]["content"] else None
         asking = client(server, store, retries=2, timeout_s=0.2 if kind == "timeout" else 5.0)
-        (answer,) = asking.ask([request(1)], "asking")
+        other, answer = asking.ask(requests(2), "asking")
         assert (answer.value, answer.failure, answer.n_asks) == (None, kind, 0)
-        assert server.n_calls == 3 and asking.failures == {kind: 1}
+        assert other.failure is None and server.n_calls == 1 + 3 and asking.failures == {kind: 1}
+
+    @pytest.mark.parametrize("fault", ["500", "429", "reset", "html"])
+    @pytest.mark.parametrize("n", [1, 3])
+    def test_a_step_of_which_nothing_is_answered_stops_the_run_and_the_same_command_goes_on(
+        self, server, store, fault, n
+    ):
+        known(server, store)
+        server.always = fault
+        with pytest.raises(LLMError, match=f"nothing to {n} questions.*answers so far are stored.*same command again"):
+            client(server, store, retries=1).ask([request("probe"), *requests(n)], "asking")
+        with pytest.raises(LLMError, match=f"nothing to {n} questions or texts; the last failure: "):
+            client(server, store, retries=0).embed([f"tea {one}" for one in range(n)], "embedding")
+        server.always = None
+        server.forget()
+        answers = client(server, store).ask([request("probe"), *requests(n)], "asking")
+        assert server.n_calls == n and all(one.failure is None for one in answers)
+
+    def test_a_question_that_was_answered_badly_before_its_server_failed_has_reached_it(self, server, store):
+        known(server, store)
+        server.cue("empty", "500")
+        assert client(server, store, retries=0).ask([request(1)], "asking")[0].failure == "server"
 
     def test_one_failure_stops_no_other_and_a_second_run_asks_only_for_it(self, server, store):
         known(server, store)
@@ -236,7 +257,8 @@ class TestFaultsThatPass:
         known(server, store)
         server.always = "drip"
         start = time.monotonic()
-        client(server, store, retries=0, timeout_s=0.3).ask([request(1)], "asking")
+        with pytest.raises(LLMError, match="timeout"):
+            client(server, store, retries=0, timeout_s=0.3).ask([request(1)], "asking")
         assert time.monotonic() - start < 4
 
     def test_retry_after_pauses_every_call(self, server, store):
@@ -269,10 +291,10 @@ class TestFaultsThatPass:
             client(server, store, retries=1, concurrency=2).ask(requests(200), "asking")
         assert server.n_calls <= 14
 
-    def test_nobody_at_the_address_is_a_failure_of_the_connection(self, store):
+    def test_nobody_at_the_address_stops_the_run(self, store):
         nobody = FaultyServer(port=1)
-        (answer,) = client(nobody, store, retries=1).ask([request(1)], "asking")
-        assert answer.failure == "connection"
+        with pytest.raises(LLMError, match="the last failure: connection"):
+            client(nobody, store, retries=1).ask([request(1)], "asking")
 
     def test_with_a_third_of_faults_every_question_is_accounted_for_and_no_value_is_invalid(self, store):
         with FaultyServer(api_key=KEY, fault_share=0.3) as server:
@@ -500,7 +522,8 @@ class TestForms:
 
     def test_a_first_question_that_fails_leaves_the_form_open(self, server, store):
         server.always = "500"
-        client(server, store, retries=0).ask([request(1)], "asking")
+        with pytest.raises(LLMError):
+            client(server, store, retries=0).ask([request(1)], "asking")
         assert store.fact(server.url, "m", "dialect auto") is None
         server.always = None
         server.refuses = ["json_schema"]
@@ -737,7 +760,9 @@ class TestEmbedding:
     def test_another_length_than_that_asked_for_is_a_failure(self, server, store):
         server.always = "wrong dimension"
         asking = client(server, store, retries=1)
-        assert np.isnan(asking.embed(["tea"], "embedding", 8)).all() and asking.failures == {"garbage": 1}
+        with pytest.raises(LLMError, match="garbage, vectors of 9 numbers instead of 8"):
+            asking.embed(["tea"], "embedding", 8)
+        assert asking.failures == {"garbage": 1}
 
     def test_no_vector_at_all_is_an_error(self, server, store):
         server.always = "400"
