@@ -6,6 +6,7 @@ A call gives what its reader made of the response, or a ``Failure``; what no rep
 from __future__ import annotations
 
 import asyncio
+import ipaddress
 import json
 import logging
 import math
@@ -261,6 +262,7 @@ class Endpoint:
         self.config, self._before_each, self._backoff_s = config, before_each, backoff_s
         self.url = config.base_url or OPENAI
         self._key = key_from_environment(config)
+        _check_way_of_key(config, self._key)
         parts = urlsplit(self.url)
         query = dict(parse_qsl(parts.query))
         self._http = AsyncOpenAI(
@@ -271,6 +273,8 @@ class Endpoint:
             max_retries=0,
             timeout=config.timeout_s,
         )
+        if not _is_openai(self.url):  # the client takes them from the environment, and they concern nobody else
+            self._http.organization = self._http.project = None
         self._limits: list[tuple[AsyncLimiter, float | None]] = []
         if (rate := config.requests_per_minute) is not None:
             # About a second's worth at once: a larger bucket would let through twice the rate in its first minute.
@@ -384,7 +388,7 @@ class Endpoint:
                 "again, all answers so far are stored"
             ) from None
         if status in (401, 403):
-            name = self.config.api_key_env
+            name = _shown(self.config.api_key_env)
             state = "was sent" if self._key else f"is missing: the environment variable {name} is empty"
             raise LLMError(
                 f"{self.url}: the key is refused ({status}: {message}). The key from {name} {state}; "
@@ -410,10 +414,44 @@ def key_from_environment(config: LLMConfig) -> str:
     name = config.api_key_env
     key = os.environ.get(name, "").strip()
     if not key and config.base_url is None:
-        raise LLMError(f"no key: put it into the environment variable {name}, or name another one in api_key_env")
+        raise LLMError(f"no key: put it into the environment variable {_shown(name)}, or name another in api_key_env")
     if not key.isascii() or not key.isprintable():
-        raise LLMError(f"the environment variable {name} holds characters that no key has; copy the key again")
+        raise LLMError(f"the environment variable {_shown(name)} holds characters that no key has; copy the key again")
     return key
+
+
+def _check_way_of_key(config: LLMConfig, key: str) -> None:
+    """Raises: LLMError if OpenAI's key would be readable on its way through a foreign network."""
+    default = LLMConfig.api_key_env
+    if key and config.api_key_env == default and config.base_url and _is_open(config.base_url):
+        raise LLMError(
+            f"{config.base_url}: the key in {default} would be sent readable for everybody on the way; use https, or, "
+            "if this endpoint has a key of its own, put that into another variable and name it in api_key_env"
+        )
+
+
+def _is_open(url: str) -> bool:
+    """Whether a URL is plain http beyond this machine and its private network."""
+    parts = urlsplit(url)
+    host = parts.hostname or ""
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        is_near = host == "localhost" or "." not in host or host.endswith((".localhost", ".local"))
+    else:
+        is_near = address.is_loopback or address.is_private or address.is_link_local
+    return parts.scheme == "http" and not is_near
+
+
+def _is_openai(url: str) -> bool:
+    host = urlsplit(url).hostname or ""
+    return host == "api.openai.com" or host.endswith(".api.openai.com")
+
+
+def _shown(variable: str) -> str:
+    """The name of a variable, unless it looks like the key itself, put there by mistake."""
+    is_name = variable in os.environ or variable == variable.upper()
+    return variable if is_name else f"{variable[:4]}..."
 
 
 def is_loopback(url: str) -> bool:

@@ -8,6 +8,7 @@ from faulty_server import EMBEDDING, chat_answer, embeddings_answer
 
 from recbole_edt.endpoint import (
     Dialect,
+    Endpoint,
     LLMConfig,
     is_loopback,
     key_from_environment,
@@ -114,6 +115,48 @@ class TestKey:
         with pytest.raises(LLMError) as caught:
             key_from_environment(LLMConfig())
         assert key not in str(caught.value) and "copy the key again" in str(caught.value)
+
+
+    @pytest.mark.parametrize("url", ["http://api.deepseek.com/v1", "http://8.8.8.8/v1", "http://[2600::1]/v1"])
+    def test_of_openai_goes_nowhere_readable_and_another_one_may(self, monkeypatch, url):
+        monkeypatch.setenv("OPENAI_API_KEY", "sk-0123456789")
+        monkeypatch.setenv("MY_KEY", "sk-0123456789")
+        with pytest.raises(LLMError, match="readable for everybody .* use https") as caught:
+            opened(base_url=url)
+        assert "sk-0123456789" not in str(caught.value)
+        opened(base_url=url, api_key_env="MY_KEY")
+        opened(base_url=url.replace("http:", "https:"))
+        monkeypatch.delenv("OPENAI_API_KEY")
+        opened(base_url=url)
+
+    @pytest.mark.parametrize(
+        "host", ["localhost", "127.0.0.1", "[::1]", "10.0.0.1", "192.168.1.7", "169.254.1.1", "[fe80::1]", "vllm:8000"]
+    )
+    def test_of_openai_may_go_readable_within_a_private_network(self, monkeypatch, host):
+        monkeypatch.setenv("OPENAI_API_KEY", "sk-0123456789")
+        opened(base_url=f"http://{host}/v1")
+
+    def test_organization_and_project_are_told_to_openai_alone(self, monkeypatch):
+        for name in ("OPENAI_API_KEY", "OPENAI_ORG_ID", "OPENAI_PROJECT_ID"):
+            monkeypatch.setenv(name, "mine")
+        names = {"OpenAI-Organization", "OpenAI-Project"}
+        for url in (None, "https://api.openai.com/v1", "https://eu.api.openai.com/v1"):
+            headers = opened(base_url=url)._http.default_headers
+            assert all(headers[name] == "mine" for name in names)
+        for url in ("https://api.deepseek.com/v1", "https://api.openai.com.evil.com/v1", "http://127.0.0.1/v1"):
+            headers = opened(base_url=url)._http.default_headers
+            assert "mine" not in [headers[name] for name in names]
+
+    def test_that_stands_where_its_variable_should_is_not_shown(self, monkeypatch):
+        with pytest.raises(LLMError, match=r"environment variable gsk_\.\.\.,") as caught:
+            key_from_environment(LLMConfig(api_key_env="gsk_live0123456789"))
+        assert "live" not in str(caught.value)
+        with pytest.raises(LLMError, match="environment variable MY_MISSING_KEY,"):
+            key_from_environment(LLMConfig(api_key_env="MY_MISSING_KEY"))
+
+
+def opened(**settings):
+    return Endpoint(LLMConfig(**settings), lambda: None, 0.1)
 
 
 def body(**changes):
