@@ -255,6 +255,8 @@ class AnswerStore:
     ) -> int:
         """Delete the answers that fit every criterion given, and give their space back.
 
+        What was remembered about a model that has no answers left goes with them.
+
         Args:
             template: a name with its version (``generate@1``), or a name alone for all its versions.
             older_than_days: above 0.
@@ -279,6 +281,11 @@ class AnswerStore:
             raise ConfigError("cache prune: say which answers to delete: a model, a template, an age, or rejected ones")
         with self._transaction() as db:
             n_deleted = db.execute(f"DELETE FROM answers WHERE {' AND '.join(tests)}", values).rowcount
+            # What is remembered of a model without answers may be what made its answers worth deleting.
+            db.execute(
+                "DELETE FROM facts WHERE NOT EXISTS "
+                "(SELECT 1 FROM answers a WHERE a.endpoint = facts.endpoint AND a.model = facts.model)"
+            )
         with self._reading() as db:
             db.execute("VACUUM")
         return n_deleted

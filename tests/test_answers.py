@@ -113,11 +113,15 @@ class TestFacts:
         assert store.fact("e", "m", "dialect") == {"mode": "json_object"}
         assert store.fact("e", "n", "dialect") is None and store.fact("e", "m", "length") is None
 
-    def test_survive_pruning(self, store):
-        store.remember("e", "m", "length", 16)
-        store.put([answer(model="m")])
+    def test_go_with_the_last_answer_of_their_model_and_not_before(self, store):
+        store.put([answer("a", model="m"), answer("b", model="m", template="generate@2"), answer("c", model="n")])
+        for model in "mn":
+            store.remember("http://e/v1", model, "length", 16)
+        store.prune(model="m", template="generate@2")
+        assert store.fact("http://e/v1", "m", "length") == 16
         store.prune(model="m")
-        assert store.fact("e", "m", "length") == 16
+        assert store.fact("http://e/v1", "m", "length") is None
+        assert store.fact("http://e/v1", "n", "length") == 16
 
 
 class TestExported:
