@@ -153,8 +153,8 @@ class _Conversation:
         return True
 
     def start_again(self) -> None:
-        """Forget what was said."""
-        self.turns, self.prompt_tokens, self.completion_tokens, self.cost_usd = [], 0, 0, 0.0
+        """Forget what was said, and not what it cost."""
+        self.turns, self.call = [], None
 
     @property
     def is_hopeless(self) -> bool:
@@ -242,7 +242,7 @@ class Client:
         todo = [talk for talk in talks if talk.answer is None]
         if todo:
             if self.config.replay:
-                self._replay(todo)
+                self._replay(todo, len(talks))
             else:
                 self._run(lambda session: self._ask_all(session, todo, desc), len(todo))
         answers = [talk.answer for talk in talks if talk.answer is not None]
@@ -307,17 +307,21 @@ class Client:
 
     def _look_up(self, talks: Sequence[_Conversation]) -> None:
         """Follow what is stored of each conversation: to its answer, or to the point where it must go on."""
-        todo = list(talks)
+        todo, bad = list(talks), []
         while todo:
             keys = [self._call(talk).key for talk in todo]
             stored = self.store.get(keys, rejected=True)
-            todo = [talk for talk, key in zip(todo, keys, strict=True) if key in stored and _goes_on(talk, stored[key])]
+            found = [(talk, key) for talk, key in zip(todo, keys, strict=True) if key in stored]
+            todo = [talk for talk, key in found if _goes_on(talk, stored[key])]
+            bad += [key for talk, key in found if talk.answer is None and not stored[key].rejected]
+        if bad and not self.config.replay:  # came by batch, or right before the end of a run
+            self.store.reject(bad)
 
-    def _replay(self, talks: Sequence[_Conversation]) -> None:
+    def _replay(self, talks: Sequence[_Conversation], n: int) -> None:
         """Without a network what failed stays failed, and what was never asked is an error."""
         missing = [talk.request.tag or talk.request.template for talk in talks if talk.recorded is None]
         if missing:
-            raise LLMError(_missing(missing, len(talks), self.store))
+            raise LLMError(_missing(missing, n, self.store))
         for talk in talks:
             talk.answer = talk.recorded
         self.failures.update(talk.recorded.failure for talk in talks if talk.recorded and talk.recorded.failure)
@@ -370,8 +374,9 @@ class Client:
             for talk in talks[:_PROBES]:
                 if await self._detect(session, replace(talk, turns=[*talk.turns])):
                     break
-            for talk in talks:
+            for talk in talks:  # all that was paid is looked up again
                 talk.start_again()
+                talk.prompt_tokens, talk.completion_tokens, talk.cost_usd = 0, 0, 0.0
             self._look_up(talks)
             for talk in talks:
                 talk.answer = replace(talk.answer, from_cache=False) if talk.answer else None
@@ -515,20 +520,20 @@ class Client:
         self, session: Session, todo: list[str], desc: str, dimensions: int | None, found: dict[str, Stored]
     ) -> None:
         """Ask for vectors until all that can be had are of one length, and add them to ``found``."""
-        length = dimensions or self.store.fact(self.endpoint, self.model, f"length {dimensions}")
+        length = self.store.fact(self.endpoint, self.model, f"length {dimensions}")
         for rounds_left in reversed(range(_ROUNDS)):
             calls = [todo[start : start + TEXTS_PER_CALL] for start in range(0, len(todo), TEXTS_PER_CALL)]
             await session.share_out(
                 calls,
-                lambda call: self._embed_call(session, call, dimensions, length, found),
+                lambda call: self._embed_call(session, call, dimensions, found),
                 desc,
                 "call",
                 self._total,
             )
             lengths = Counter(len(_vector(one)) for one in found.values())
-            if len(lengths) < 2 or not rounds_left:
+            usual = length or max(lengths, key=lambda one: lengths[one], default=None)
+            if not set(lengths) - {usual} or not rounds_left:
                 return
-            usual = lengths.most_common(1)[0][0]
             todo = [text for text, one in found.items() if len(_vector(one)) != usual]
             self.store.reject(self._vector_key(text, dimensions) for text in todo)
             for text in todo:
@@ -537,14 +542,19 @@ class Client:
     def _one_length(self, found: Mapping[str, Stored], dimensions: int | None) -> int:
         """The length of all vectors, remembered for later runs; 0 if it is not known."""
         name, lengths = f"length {dimensions}", Counter(len(_vector(one)) for one in found.values())
+        remembered = self.store.fact(self.endpoint, self.model, name)
         if len(lengths) > 1:
             told = ", ".join(f"{n} of {length} numbers" for length, n in lengths.most_common())
             raise LLMError(
                 f"{self.model} at {self.endpoint} gives vectors of unequal length ({told}); if the model behind the "
                 f"name has changed, delete what is stored of it: cache prune --model={self.model}"
             )
-        remembered = self.store.fact(self.endpoint, self.model, name)
         length = next(iter(lengths), dimensions or remembered or 0)
+        if remembered and length != remembered:
+            raise LLMError(
+                f"{self.model} at {self.endpoint} gives vectors of {length} numbers, and gave {remembered} before; if "
+                f"the model behind the name has changed, delete what is stored of it: cache prune --model={self.model}"
+            )
         if lengths and length != remembered:
             self.store.remember(self.endpoint, self.model, name, length)
         return int(length)
@@ -554,21 +564,20 @@ class Client:
         session: Session,
         texts: list[str],
         dimensions: int | None,
-        length: int | None,
         found: dict[str, Stored],
     ) -> None:
-        """Ask for some texts' vectors, which must be of this length where it is known."""
+        """Ask for some texts' vectors; another length than was asked for is an answer that is none."""
         size = 0 if self.config.tokens_per_minute is None else sum(costs.estimate_texts(texts))
         outcome = await session.way.send(
             EMBEDDINGS,
             self._vector_request(texts, dimensions),
-            lambda content: read_vectors(content, len(texts), length),
+            lambda content: read_vectors(content, len(texts), dimensions),
             size,
         )
         if isinstance(outcome, Failure):
             if outcome.kind == "bad request" and len(texts) > 1:  # one text may spoil it for the others
                 for half in (texts[: len(texts) // 2], texts[len(texts) // 2 :]):
-                    await self._embed_call(session, half, dimensions, length, found)
+                    await self._embed_call(session, half, dimensions, found)
                 return
             self._count_failure(session, outcome)
             self.failures[outcome.kind] += len(texts)
@@ -633,7 +642,10 @@ class Client:
         lost = f"; {sum(failed.values())} failed ({kinds})" if kinds else ""
         self.say(f"{desc}: {n} distinct, {n - n_asked} from the cache, {n_asked} asked{lost}; so far {self.spent}")
         if failed.get("cut off"):
-            self.say(f"note: answers were cut off at llm.max_tokens: {self.config.max_tokens}; raise it and run again")
+            self.say(
+                f"note: answers were cut off at llm.max_tokens: {self.config.max_tokens}; raise it and run again, "
+                "which asks all questions of these steps anew"
+            )
 
     def _plan(self, calls: int, cached: int, prompt: int, usual: int, most: int) -> Plan:
         price = self.price

@@ -428,6 +428,42 @@ class TestBadAnswers:
         said = client(server, store).said([request(3), request(1), request(2)])
         assert said == [[], ["no 2", "no 4", GOOD], ["never"] * 3] and server.n_calls == 0
 
+    def test_what_failed_asks_cost_is_part_of_the_answer_that_came_at_last(self, server, store, tmp_path):
+        known(server, store)
+        server.answer = lambda body: "no no no"
+        (failed,) = client(server, store, prices=prices(tmp_path)).ask([request(1)], "asking")
+        server.answer = None
+        asking = client(server, store, prices=prices(tmp_path))
+        (answer,) = asking.ask([request(1)], "asking")
+        assert failed.cost_usd == 9 and answer.cost_usd == 9 + asking.spent.cost_usd == asking.used.cost_usd
+
+    def test_what_failed_asks_cost_is_counted_once_while_the_endpoint_is_explored(self, server, store, tmp_path):
+        known(server, store)
+        server.answer = lambda body: "no no no"
+        client(server, store, prices=prices(tmp_path)).ask([request(1)], "asking")
+        store.remember(server.url, "m", "dialect auto", None)
+        server.answer = None
+        asking = client(server, store, prices=prices(tmp_path))
+        asking.ask([request(2), request(1)], "asking")  # the first one explores
+        assert asking.used.cost_usd == 9 + asking.spent.cost_usd
+
+    def test_that_were_never_judged_are_rejected_when_they_are_looked_up(self, server, store):
+        known(server, store)
+        server.answer = lambda body: "no"
+        client(server, store).ask([request(1)], "asking")
+        store._db.execute("UPDATE answers SET rejected = 0")  # as if they had come by batch
+        client(server, store, replay=True).cached([request(1)])
+        assert store.stats()[0]["rejected"] == 0
+        client(server, store).cached([request(1), request("probe")])
+        assert (store.stats()[0]["answers"], store.stats()[0]["rejected"]) == (4, 3)
+
+    def test_that_are_cut_off_come_with_the_price_of_the_advice(self, server, store):
+        known(server, store)
+        server.always = "length"
+        said = []
+        client(server, store, said).ask([request(1)], "asking")
+        assert "cut off at llm.max_tokens: 2000" in said[-1] and "asks all questions of these steps anew" in said[-1]
+
     def test_a_refusal_is_not_asked_for_again(self, server, store):
         known(server, store)
         server.cue("refusal", "filtered")
@@ -675,7 +711,7 @@ class TestReplay:
         with pytest.raises(LLMError) as caught:
             client(server, store, replay=True).ask(requests(14), "asking")
         message = str(caught.value)
-        assert f"{store.path} has no answer to 12 of 12 questions" in message
+        assert f"{store.path} has no answer to 12 of 14 questions" in message
         assert "\n  user 2\n" in message and "\n  user 11\n" in message and "user 12" not in message
         assert message.endswith("and 2 more") and server.n_calls == 0
         with pytest.raises(LLMError, match="has no answer to 1 of 1 questions:\n  tea"):
@@ -756,6 +792,18 @@ class TestEmbedding:
             LLMError, match=r"unequal length \(66 of 16 numbers, 64 of 17 numbers\).*cache prune --model=m"
         ):
             client(server, store).embed(self.TEXTS, "embedding")
+
+    def test_another_length_than_before_is_paid_stored_and_explained_until_the_old_ones_are_deleted(
+        self, server, store
+    ):
+        client(server, store).embed(self.TEXTS, "embedding")
+        server.dimensions = 17
+        asking = client(server, store)
+        with pytest.raises(LLMError, match=r"17 numbers, and gave 16 before; .*cache prune --model=m"):
+            asking.embed(["another"], "embedding")
+        assert not asking.failures and asking.spent.calls == server.n_calls - 3 == store.stats()[0]["answers"] - 130
+        store.prune(model="m")
+        assert client(server, store).embed([*self.TEXTS, "another"], "embedding").shape == (151, 17)
 
     def test_another_length_than_that_asked_for_is_a_failure(self, server, store):
         server.always = "wrong dimension"
