@@ -32,7 +32,9 @@ LONGEST_WAIT_S = 3600.0
 """The longest wait a server may ask for; beyond it the run stops."""
 
 _LONGEST_BACKOFF_S = 60.0
+_UNTOLD_WAIT_S = 10.0  # the longest pause a server may ask for without our saying so
 _FEWEST_IN_A_ROW, _BAD_REQUESTS_IN_A_ROW = 5, 100
+_CONNECT_S = 15.0  # to a machine that is up this takes less
 _T = TypeVar("_T")
 
 
@@ -247,19 +249,22 @@ class Endpoint:
         closing: once true, nothing new is sent.
     """
 
-    def __init__(self, config: LLMConfig, before_each: Callable[[], None], backoff_s: float) -> None:
+    def __init__(
+        self, config: LLMConfig, before_each: Callable[[], None], backoff_s: float, say: Callable[[str], None]
+    ) -> None:
         """
         Args:
             before_each: called right before a call is sent; what it raises stops the call.
             backoff_s: wait before the first repetition, doubled for each further one.
+            say: takes a line about a long wait, once for all calls that wait.
         """
         from aiolimiter import AsyncLimiter
-        from openai import AsyncOpenAI
+        from openai import AsyncOpenAI, Timeout
 
         # RecBole shows what every library logs, and this one logs every call.
         for library in ("openai", "httpx", "httpx2"):
             logging.getLogger(library).setLevel(logging.WARNING)
-        self.config, self._before_each, self._backoff_s = config, before_each, backoff_s
+        self.config, self._before_each, self._backoff_s, self._say = config, before_each, backoff_s, say
         self.url = config.base_url or OPENAI
         self._key = key_from_environment(config)
         _check_way_of_key(config, self._key)
@@ -271,7 +276,7 @@ class Endpoint:
             default_query=query,
             default_headers={"api-key": self._key} if query and self._key else {},  # as Azure wants it
             max_retries=0,
-            timeout=config.timeout_s,
+            timeout=Timeout(config.timeout_s, connect=min(_CONNECT_S, config.timeout_s / 2)),
         )
         if not _is_openai(self.url):  # the client takes them from the environment, and they concern nobody else
             self._http.organization = self._http.project = None
@@ -283,6 +288,7 @@ class Endpoint:
             self._limits.append((AsyncLimiter(rate / 6, 10.0), rate / 6))
         self.in_flight, self.closing = 0, False
         self._not_before = 0.0
+        self._told_until = 0.0
         self._in_a_row = 0
 
     async def close(self) -> None:
@@ -311,6 +317,7 @@ class Endpoint:
             if failure.kind in ("bad request", "refused"):
                 break
             if attempt < self.config.retries:
+                self._tell(failure)
                 await self._back_off(attempt, failure)
         return failure
 
@@ -351,6 +358,18 @@ class Endpoint:
         if self.closing:
             raise asyncio.CancelledError
         self._before_each()
+
+    def _tell(self, failure: Failure) -> None:
+        """Say that a wait begins, unless the last one that was told of goes on."""
+        now, wait_s, retries = time.monotonic(), failure.retry_after_s or 0.0, self.config.retries
+        if failure.kind in ("connection", "timeout") and now >= self._told_until:
+            tries_s = retries * self.config.timeout_s if failure.kind == "timeout" else 0.0
+            wait_s = tries_s + sum(min(_LONGEST_BACKOFF_S, self._backoff_s * 2**n) for n in range(retries))
+            self._told_until = now + wait_s
+            problem = "no connection to" if failure.kind == "connection" else "no answer in time from"
+            self._say(f"{problem} {self.url}; trying again for about {math.ceil(wait_s)} s")
+        elif _UNTOLD_WAIT_S < wait_s <= LONGEST_WAIT_S and now >= self._not_before:
+            self._say(f"{self.url}: the server asks for a pause of {math.ceil(wait_s)} s")
 
     async def _back_off(self, attempt: int, failure: Failure) -> None:
         wait_s = min(_LONGEST_BACKOFF_S, self._backoff_s * 2**attempt) * random.uniform(0.75, 1.25)

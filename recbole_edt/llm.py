@@ -372,7 +372,11 @@ class Client:
     async def _ask_all(self, session: Session, talks: Sequence[_Conversation], desc: str) -> None:
         if self._dialect is None:
             for talk in talks[:_PROBES]:
-                if await self._detect(session, replace(talk, turns=[*talk.turns])):
+                failure = await self._detect(session, replace(talk, turns=[*talk.turns]))
+                if failure is not None and failure.kind == "connection":
+                    self._last_failure = failure
+                    raise self._nobody(len(talks))
+                if failure is None or failure.kind in _OF_THE_WAY:
                     break
             for talk in talks:  # all that was paid is looked up again
                 talk.start_again()
@@ -383,15 +387,20 @@ class Client:
         todo = [talk for talk in talks if talk.answer is None]
         await session.share_out(todo, lambda talk: self._converse(session, talk), desc, "answer", self._total)
 
-    async def _detect(self, session: Session, talk: _Conversation) -> bool:
-        """Ask one question in one way after the other until one works, and remember it for the endpoint."""
+    async def _detect(self, session: Session, talk: _Conversation) -> Failure | None:
+        """Ask one question in one way after the other until one works, and remember it for the endpoint.
+
+        Returns: the last failure, if none works.
+        """
         dialect: Dialect | None = self._first_dialect
+        failure: Failure | None = None
         may_change = self.config.structured == "auto"
         while dialect is not None:
             self._dialect = dialect
             call = self._call(talk)
             outcome = await self._ask_once(session, talk, call)
             if isinstance(outcome, Failure):
+                failure = outcome
                 if outcome.kind != "bad request":
                     break
                 dialect = dialect.next(outcome.message, may_change)
@@ -400,12 +409,12 @@ class Client:
             ignored = isinstance(verdict, Problem) and verdict.kind in ("not JSON", "schema")
             if not (ignored and may_change and dialect.mode == "json_schema"):
                 self.store.remember(self.endpoint, self.model, self._dialect_name, asdict(dialect))
-                return True
+                return None
             # The server took the schema and did not heed it.
             session.reject(call.key)
             dialect = replace(dialect, mode="json_object")
         self._dialect = None
-        return False
+        return failure
 
     async def _converse(self, session: Session, talk: _Conversation) -> None:
         """Ask until there is a good answer, or none is to be had."""
@@ -601,7 +610,7 @@ class Client:
         n_paid, before = self.spent.calls, Counter(self.failures)
         try:
             run(
-                lambda: Session(self.config, self.store, self._check_cost, self._backoff_s),
+                lambda: Session(self.config, self.store, self._check_cost, self._backoff_s, self.say),
                 main,
                 self._patience_s,
                 self.say,

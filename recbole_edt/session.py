@@ -27,10 +27,15 @@ class Session:
     """
 
     def __init__(
-        self, config: LLMConfig, store: AnswerStore, before_each: Callable[[], None], backoff_s: float
+        self,
+        config: LLMConfig,
+        store: AnswerStore,
+        before_each: Callable[[], None],
+        backoff_s: float,
+        say: Callable[[str], None],
     ) -> None:
-        """``before_each`` and ``backoff_s`` are those of ``Endpoint``."""
-        self.way = Endpoint(config, before_each, backoff_s)
+        """``before_each``, ``backoff_s`` and ``say`` are those of ``Endpoint``."""
+        self.way = Endpoint(config, before_each, backoff_s, say)
         self._config, self._store = config, store
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="answers")
         self._waiting: list[tuple[Sequence[Answer], asyncio.Future[None]]] = []

@@ -156,7 +156,7 @@ class TestKey:
 
 
 def opened(**settings):
-    return Endpoint(LLMConfig(**settings), lambda: None, 0.1)
+    return Endpoint(LLMConfig(**settings), lambda: None, 0.1, print)
 
 
 def body(**changes):

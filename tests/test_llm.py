@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from faulty_server import HARMLESS, PASSING_CHAT, PASSING_EMBEDDING, FaultyServer, word_vector
 
-from recbole_edt import structured
+from recbole_edt import endpoint, structured
 from recbole_edt.answers import AnswerStore
 from recbole_edt.costs import Price, Usage
 from recbole_edt.errors import ConfigError, LLMError
@@ -293,8 +293,31 @@ class TestFaultsThatPass:
 
     def test_nobody_at_the_address_stops_the_run(self, store):
         nobody = FaultyServer(port=1)
+        said = []
         with pytest.raises(LLMError, match="the last failure: connection"):
-            client(nobody, store, retries=1).ask([request(1)], "asking")
+            client(nobody, store, said, retries=3).ask(requests(20), "asking")
+        assert said == [f"no connection to {nobody.url}; trying again for about 1 s"]
+
+    def test_a_first_question_that_fails_on_the_way_is_not_followed_by_more_of_its_kind(self, server, store):
+        server.choose = lambda body, nth: "500" if "user 0" in body["messages"][-1]["content"] else None
+        answers = client(server, store, retries=2).ask(requests(3), "asking")
+        assert [one.failure for one in answers] == ["server", None, None]
+        assert server.n_calls == 3 + 3 + 2 and "user 0" in server.calls[2][1]["messages"][-1]["content"]
+
+    def test_a_long_pause_is_told_once_for_all_calls_that_wait_and_a_short_one_is_not(
+        self, server, store, monkeypatch
+    ):
+        known(server, store)
+        said = []
+        server.cue(*["429"] * 4)
+        client(server, store, said, concurrency=4).ask(requests(8), "asking")
+        assert not [line for line in said if "pause" in line]
+        monkeypatch.setattr(endpoint, "_UNTOLD_WAIT_S", 0.2)
+        server.retry_after_s = 0.5
+        server.latency_s = 0.02
+        server.cue(*["429"] * 4)
+        client(server, store, said, concurrency=4).ask(requests(16), "asking")
+        assert [line for line in said if "pause" in line] == [f"{server.url}: the server asks for a pause of 1 s"]
 
     def test_with_a_third_of_faults_every_question_is_accounted_for_and_no_value_is_invalid(self, store):
         with FaultyServer(api_key=KEY, fault_share=0.3) as server:
