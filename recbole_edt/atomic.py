@@ -227,19 +227,25 @@ def _parsed(content: bytes, types: Mapping[str, str], kinds: Mapping[str, Any]) 
     )
 
 
+# From pandas 3 on, categories that look like numbers become numbers: 02 and 2 would be one item.
+_ID_TYPE = "category" if int(pd.__version__.partition(".")[0]) < 3 else "str"
+
+
 def _read_interactions(path: Path) -> pd.DataFrame:
     """The columns of ``.inter`` that count: ids as categories, so that no text is held twice, and numbers."""
     content, types = _checked_content(path)
     _check_columns(path, types, ("user_id", "item_id", "timestamp"))
-    ids = {"user_id": "category", "item_id": "category"}
+    ids = dict.fromkeys(("user_id", "item_id"), _ID_TYPE)
+    as_categories = dict.fromkeys(ids, "category")
     numbers = [column for column in ("timestamp", "generated") if column in types]
     try:
         rows = _parsed(content, types, {**ids, **dict.fromkeys(numbers, np.float64)})
         if np.isfinite(rows[numbers].to_numpy()).all():
-            return rows
+            return rows.astype(as_categories)
     except ValueError:
         pass
-    return _parsed(content, types, {**ids, **dict.fromkeys(numbers, object)})  # as text, to name what is wrong
+    rows = _parsed(content, types, {**ids, **dict.fromkeys(numbers, object)})  # as text, to name what is wrong
+    return rows.astype(as_categories)
 
 
 def _clean_bytes(path: Path) -> bytes:

@@ -41,7 +41,8 @@ TEXTS_PER_CALL = 64
 _PROBES = 3  # questions by which a way of asking is looked for
 _QUOTED_ANSWER = 2000  # characters of a rejected answer that are shown to the model again
 _RECORDS, _FEWEST_RECORDS = 200, 5  # stored answers that an estimate is calibrated by
-_OF_THE_WAY = ("connection", "garbage", "rate limit", "server", "timeout")  # kinds of failure
+_UNREACHED = ("connection", "timeout")  # kinds of failure
+_OF_THE_WAY = (*_UNREACHED, "garbage", "rate limit", "server")
 _ROUNDS = 3  # of asking for vectors whose length differs from that of the rest
 
 
@@ -244,7 +245,7 @@ class Client:
             if self.config.replay:
                 self._replay(todo, len(talks))
             else:
-                self._run(lambda session: self._ask_all(session, todo, desc), len(todo))
+                self._run(lambda session: self._ask_all(session, todo, desc), len(todo), len(talks))
         answers = [talk.answer for talk in talks if talk.answer is not None]
         for talk, answer in zip(talks, answers, strict=True):
             tokens = answer.prompt_tokens, answer.completion_tokens
@@ -474,7 +475,8 @@ class Client:
         if todo and self.config.replay:
             raise LLMError(_missing([short(text, 60) for text in todo], len(distinct), self.store))
         if todo:
-            self._run(lambda session: self._embed_missing(session, todo, desc, dimensions, found), len(todo))
+            n = len(todo), len(distinct)
+            self._run(lambda session: self._embed_missing(session, todo, desc, dimensions, found), *n)
             lost = len(distinct) - len(found)
             self._report(desc, len(distinct), len(todo), {"without a vector": lost} if lost else {})
         length = self._one_length(found, dimensions)
@@ -602,7 +604,7 @@ class Client:
 
     # ---- running ----
 
-    def _run(self, main: Callable[[Session], Awaitable[None]], n_todo: int) -> None:
+    def _run(self, main: Callable[[Session], Awaitable[None]], n_todo: int, n_all: int) -> None:
         """Run a step of so many questions or texts.
 
         Raises: LLMError if all of them failed on the way, for a dead server must not end as a finished run.
@@ -619,7 +621,9 @@ class Client:
             self.say(f"all answers so far are in {self.store.path}; run the same command again to go on")
             raise
         failed = self.failures - before
-        if self.spent.calls == n_paid and sum(failed[kind] for kind in _OF_THE_WAY) == n_todo:
+        # Where others of the step are answered, what a server cannot answer fails alone, in this run as in the last.
+        kinds = _OF_THE_WAY if n_todo == n_all else _UNREACHED
+        if self.spent.calls == n_paid and sum(failed[kind] for kind in kinds) == n_todo:
             raise self._nobody(n_todo)
 
     def _nobody(self, n: int) -> LLMError:
