@@ -96,7 +96,7 @@ STAGES = {
 USAGE = f"""usage: python run_edt.py [STAGE] [--dataset=NAME] [--model=MODEL] [--config_files="a.yaml b.yaml"]
                           [--key=value ...]
 
-       python run_edt.py [STAGE] --dry-run          calls, tokens and cost by stage; nothing is sent or written
+       python run_edt.py [STAGE] --dry-run          calls, tokens and cost by stage; nothing is sent
        python run_edt.py [STAGE] --max-cost=5       stops before more than 5 US dollars are spent
 
 Without a stage: prepare, embed, augment, profile, then compare (or train, if --model is given).

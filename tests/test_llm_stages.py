@@ -215,6 +215,19 @@ def test_a_dry_run_sends_and_writes_nothing_and_its_ranges_hold(place, server, c
     assert again["total"]["calls"] == again["total"]["prompt tokens"] == "0"
 
 
+def test_the_dry_run_of_the_readme_works_before_any_stage(tmp_path, monkeypatch, capsys):
+    shutil.copytree("dataset_configs", tmp_path / "dataset_configs")
+    monkeypatch.chdir(tmp_path)
+    assert run(["--dataset=ml-100k-llm", "--dry-run"]) == 0
+    foreseen = cells(capsys.readouterr().out)
+    assert number(foreseen["generate"]["calls"])[0] > 900  # nearly every user has too little of one of the domains
+    assert {path.name for path in tmp_path.glob("atomic_files/*/*")} == {
+        "ml-100k-llm.inter",
+        "ml-100k-llm.item",
+        "prepare.json",
+    }
+
+
 def cells(printed: str) -> dict[str, dict[str, str]]:
     """The table of a dry run by step and column."""
     rows = [re.split(r"  +", line.strip()) for line in printed.splitlines() if re.search(r"\w  +\w", line)]
