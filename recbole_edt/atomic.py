@@ -22,6 +22,8 @@ from recbole_edt.files import read_bytes, write_text
 _NOT_SEPARATORS = bytes(set(range(256)) - set(b"\t\n"))
 FIELD_TYPES = ("token", "token_seq", "float", "float_seq")
 _NOT_FIELDS = ("item_id", "domain", "virtual")
+ANSI = re.compile(r"\x1b\[[0-9;:?]*[ -/]*[@-~]")
+"""What colours a terminal or moves its cursor."""
 # Control characters, Unicode line ends, and halves of surrogate pairs, which UTF-8 cannot hold.
 _UNWRITABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]+")
 
@@ -182,8 +184,9 @@ def offsets_of(user: np.ndarray, n_users: int) -> np.ndarray:
 
 
 def sanitize(text: str) -> str:
-    """``text`` as one line that fits a field: control characters become spaces, the ends are stripped."""
-    return _UNWRITABLE.sub(" ", text).strip()
+    """``text`` as one line that fits a field: no codes for terminals, other controls as spaces, the ends stripped."""
+    # Whole codes first: without its first character the rest of one would be taken for text when it is read again.
+    return _UNWRITABLE.sub(" ", ANSI.sub("", text)).strip()
 
 
 # ---- reading -----------------------------------------------------------------------------------------------

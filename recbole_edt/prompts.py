@@ -17,6 +17,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from recbole_edt.atomic import ANSI
 from recbole_edt.errors import ConfigError
 from recbole_edt.files import sha256_of
 from recbole_edt.llm import ChatAnswer, ChatRequest
@@ -44,7 +45,6 @@ _HINTS = {
     "category": "category",
     "description": "description (one short sentence)",
 }
-_ANSI = re.compile(r"\x1b\[[0-9;:?]*[ -/]*[@-~]")  # what colours a terminal or moves its cursor
 # Control characters and line ends part words. Those that are invisible, or turn the direction of text, part nothing:
 # soft hyphens, zero-width spaces, marks and overrides of direction, tags; the two joiners that scripts need may stay.
 _BREAKS = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]+")
@@ -198,7 +198,7 @@ def _shown(text: str) -> str:
 
 def clean(text: object, limit: int = MAX_ITEM) -> str:
     """Untrusted text as one line of at most ``limit`` characters, without any that are invisible or control."""
-    line = " ".join(_HIDDEN.sub("", _BREAKS.sub(" ", _ANSI.sub("", str(text)))).split())
+    line = " ".join(_HIDDEN.sub("", _BREAKS.sub(" ", ANSI.sub("", str(text)))).split())
     return line if len(line) <= limit else line[: limit - 1].rstrip() + "…"
 
 

@@ -3,11 +3,14 @@ import re
 
 import jsonschema
 import pytest
+from conftest import write_tiny
 from hypothesis import given
 from hypothesis import strategies as st
 from toy import ScriptedWriter
 
-from recbole_edt import prompts
+from recbole_edt import atomic, prompts
+from recbole_edt.atomic import sanitize
+from recbole_edt.embeddings import item_text
 from recbole_edt.errors import ConfigError
 from recbole_edt.prompts import MAX_ITEM, VARIABLES, Group, clean, quote
 
@@ -150,6 +153,23 @@ class TestClean:
     @given(st.text())
     def test_cleaning_twice_is_cleaning_once(self, text):
         assert clean(clean(text)) == clean(text)
+
+    @given(st.lists(st.sampled_from(["\x1b", "[", "31", "m", "\x07", "\u200b", "\u2028", " ", "tea"])).map("".join))
+    def test_what_a_file_of_ours_holds_of_a_text_is_cleaned_to_the_same(self, text):
+        assert clean(sanitize(text)) == clean(text)
+
+    def test_items_make_the_same_prompts_after_they_were_written_and_read(self, tmp_path):
+        title = "\x1b[1;31mred\x1b[0m te\u200ba &amp; more"
+        path = write_tiny(tmp_path, "tiny") / "tiny.item"
+        path.write_text(path.read_text(encoding="utf-8").replace("no 7", title), encoding="utf-8")
+        data = atomic.read(path.parent, "tiny")
+        atomic.write(data, tmp_path, "again")
+        texts = [item_text(one.item_fields) for one in (data, atomic.read(tmp_path, "again"))]
+        assert any("\x1b" in text for text in texts[0])
+        generated = [prompts.generate(WRITER, items, *DOMAINS, 3, ["title"], "u0") for items in texts]
+        profiled = [prompts.plain(WRITER, [(0, item) for item in items], DOMAINS, "u0") for items in texts]
+        assert "red tea & more" in told(generated[0])
+        assert generated[0] == generated[1] and profiled[0] == profiled[1]
 
     def test_words_are_told_from_mere_signs(self):
         assert prompts.says_something("7up") and prompts.says_something("茶")
