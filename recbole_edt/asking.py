@@ -45,7 +45,8 @@ def dry_run(settings: Settings, stage: str | None, say: Say) -> None:
     """Print calls, tokens and cost of one stage, or of all; nothing is sent, and nothing written but a source's files.
 
     Questions that hold earlier answers, which are not there yet, are made up once with the shortest and once with the
-    longest answers that fit; the truth lies between. Re-asks after unusable answers come on top.
+    longest answers that fit; the truth lies between. Where answers are stored, their mean length counts. Re-asks after
+    unusable answers come on top.
     """
     stages = [stage] if stage else list(STEPS)
     if settings.prepare.source is not None and not (settings.folder / f"{settings.dataset}.inter").is_file():

@@ -231,6 +231,8 @@ class Rehearsal(_Stored):
 
     def _add(self, step: str, client: Client, plan: Plan, made_up: Sequence[str]) -> None:
         completion = min(plan.completion_tokens_most, sum(estimate_texts(made_up)))
+        if plan.completion_tokens < plan.completion_tokens_most:  # there are records, which know better
+            completion = max(completion, plan.completion_tokens) if self.longest else plan.completion_tokens
         cost = None if client.price is None else client.price.of(plan.prompt_tokens, completion)
         tokens = plan.prompt_tokens, completion
         new = Estimate(plan.calls, plan.cached, *tokens, cost, plan.completion_tokens_most, plan.cost_usd_most)

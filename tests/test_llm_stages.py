@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import sqlite3
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -226,6 +227,21 @@ def test_the_dry_run_of_the_readme_works_before_any_stage(tmp_path, monkeypatch,
         "ml-100k-llm.item",
         "prepare.json",
     }
+
+
+def test_a_dry_run_counts_answers_at_the_mean_of_stored_ones(place, server, capsys):
+    given = arguments(server.url)
+    stages(given)
+    with sqlite3.connect("atomic_files/llm_cache.sqlite") as db:
+        db.execute("UPDATE answers SET completion_tokens = 1500 WHERE template = 'generate@1'")  # it thinks first
+        db.execute("UPDATE answers SET completion_tokens = 3 WHERE template = 'summarize@1'")
+    capsys.readouterr()
+    assert run(["--dry-run", *given, "--augment.n_generated=2"]) == 0
+    foreseen = cells(capsys.readouterr().out)
+    (calls,) = set(number(foreseen["generate"]["calls"]))
+    assert number(foreseen["generate"]["answer tokens"]) == (1500 * calls, 1500 * calls)
+    calls, tokens = (number(foreseen["summarize"][column]) for column in ("calls", "answer tokens"))
+    assert tokens[0] in (3 * calls[0], 3 * calls[1]) and tokens[1] > tokens[0]
 
 
 def cells(printed: str) -> dict[str, dict[str, str]]:
