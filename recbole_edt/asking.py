@@ -230,6 +230,7 @@ def inspect(settings: Settings, say: Say, user: str) -> None:
     """Show what was done to one user's data, in the terminal and as a page."""
     table = embeddings.EmbeddingTable.load(pipeline.item_vectors(settings))
     data, augmented = pipeline.with_text(settings, table), pipeline.read_augmented(settings)
+    pipeline.check_made_with(settings, data, augmented)  # else the cache would be searched for other questions
     exchanges = _exchanges(settings, data, augmented, table, user)
     folder = pipeline.augmented_folder(settings)
     trace = augment.read_trace(folder / pipeline.TRACE["augment"], user)

@@ -253,6 +253,28 @@ def _shown(settings: Settings, group: Any) -> dict[str, Any]:
     return {**asdict(group), **({"llm": llm_identity(settings)} if group.generator == "llm" else {})}
 
 
+def check_made_with(settings: Settings, data: atomic.TwoDomainData, augmented: atomic.TwoDomainData) -> None:
+    """The files of augment and profile, where these stages made them, are those of these settings and data.
+
+    Raises: DataError naming the settings that differ.
+    """
+    stages = {
+        "augment": (_inputs(settings, data, item_vectors(settings), settings.augment), settings.augment),
+        "profile": (_inputs(settings, augmented, augmented_vectors(settings), settings.profile), settings.profile),
+    }
+    manifests = _manifests(settings)
+    for stage, (inputs, group) in stages.items():
+        if manifests[stage] and manifests[stage]["inputs_hash"] != inputs:
+            configs = manifests[stage]["config"], _shown(settings, group)
+            then, now = (pd.json_normalize(one).iloc[0] for one in configs)
+            keys = [key for key in dict.fromkeys([*then.index, *now.index]) if str(then.get(key)) != str(now.get(key))]
+            named = ", ".join(key if key.startswith("llm") else f"{stage}.{key}" for key in keys)
+            raise DataError(
+                f"{augmented_folder(settings) / stage}.json: the stage {stage} was run with other settings or data"
+                f"{f' ({named})' if named else ''}; give the run's options again, or run it with these"
+            )
+
+
 def with_text(settings: Settings, table: embeddings.EmbeddingTable) -> atomic.TwoDomainData:
     """The raw data set, without the items that ``embed.missing_text`` drops."""
     data = read(settings)

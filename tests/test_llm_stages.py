@@ -185,6 +185,14 @@ def test_a_user_can_be_inspected(place, server, capsys):
     assert titles and all(title in page for title in titles)
     assert "u1" in printed and "kitchen" in printed
     assert server.n_calls == n_calls
+    for other, named in (
+        ("--llm.max_tokens=500", "augment was run with other settings or data (llm.max_tokens)"),
+        ("--augment.tau=0.5", "augment was run with other settings or data (augment.tau)"),
+        ("--profile.n_words=2", "profile was run with other settings or data (profile.n_words)"),
+    ):
+        assert run(["inspect", "--user=u1", *given, other]) == 1
+        assert named in said_last(capsys)
+    assert Path("atomic_files/tiny-edt/inspect/u1.html").read_text(encoding="utf-8") == page
     assert run(["inspect", "--user=nobody", *given]) == 1
     assert "data set 'tiny' has no user 'nobody'" in said_last(capsys)
 

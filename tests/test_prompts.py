@@ -154,7 +154,7 @@ class TestClean:
     def test_cleaning_twice_is_cleaning_once(self, text):
         assert clean(clean(text)) == clean(text)
 
-    @given(st.lists(st.sampled_from(["\x1b[31m", "\x1b", "[", "31", "m", "\x07", "\u200b", "\u2028", " ", "tea"])).map("".join))
+    @given(st.lists(st.sampled_from(["\x1b[31m", "\x1b", "[", "m", "\x07", "\u200b", "\u2028", " ", "a"])).map("".join))
     def test_what_a_file_of_ours_holds_of_a_text_is_cleaned_to_the_same(self, text):
         assert clean(sanitize(text)) == clean(text)
 
