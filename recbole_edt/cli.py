@@ -237,6 +237,11 @@ def _options(stage: str | None, values: dict[str, str]) -> dict[str, Any]:
     """
     if stage in ACTIONS:
         raise ConfigError(f"{stage}: say what to do: {', '.join(f'{stage} {one}' for one in ACTIONS[stage])}")
+    if "dry_run" in values and stage == "ablate":
+        raise ConfigError(
+            "ablate asks for each variant whose rows or profiles differ, and has no dry run of its own: "
+            "dry-run the settings of a variant by hand, without a stage"
+        )
     if "dry_run" in values and stage not in (None, *DRY):
         raise ConfigError(f"{stage} asks nothing, so --dry-run has no meaning; it goes with {', '.join(DRY)}")
     names = ["dry_run", *OPTIONS.get(stage or "", ())]

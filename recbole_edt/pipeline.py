@@ -770,14 +770,20 @@ def _manifests(settings: Settings) -> dict[str, dict[str, Any]]:
 
 def llm_note(settings: Settings) -> str:
     """Which parts a language model did, and which ran without one."""
-    made = {stage: manifest.get("config", {}) for stage, manifest in _manifests(settings).items()}
-    models = {stage: config["llm"]["model"] for stage, config in made.items() if "llm" in config}
+    manifests = {stage: one for stage, one in _manifests(settings).items() if "llm" in one.get("config", {})}
+    models = {stage: one["config"]["llm"]["model"] + _failures(one["counts"]) for stage, one in manifests.items()}
     items = f"items written by {models['augment']}" if "augment" in models else "items proposed by co-occurrence"
     texts = f"profiles by {models['profile']}" if "profile" in models else "profiles made of telling words"
     of_endpoint = settings.embed.embedder == embeddings.ENDPOINT
     embedder = settings.embed.vectors or (settings.embed.model if of_endpoint else settings.embed.embedder)
     parts = f"{items}, {texts}, texts embedded by {embedder}"
     return f"LLM: {parts}" if models else f"offline: no LLM was called; {parts}"
+
+
+def _failures(counts: Mapping[str, Any]) -> str:
+    """In brackets, how many of a stage's questions came to nothing; empty if none did."""
+    n = sum(n for kind, n in counts.get("failed", {}).items() if kind != "no vector")  # that is no question
+    return f" ({n:,} of {counts['asked']:,} requests failed)" if n else ""
 
 
 STAGES: dict[str, Callable[[Settings, Say], Any]] = {

@@ -13,6 +13,7 @@ from conftest import QUICK, write_tiny
 import recbole_edt
 from recbole_edt import cli
 from recbole_edt.cli import run
+from recbole_edt.errors import ConfigError
 
 FLAGS = [f"--{key}={value}" for key, value in {**QUICK, "epochs": 1, "finetune_epochs": 1}.items()]
 TINY = ["--dataset=tiny", *FLAGS]
@@ -270,3 +271,10 @@ def test_more_clusters_than_items_are_refused_before_any_work(workplace, capsys,
     assert status == 2
     assert lines == [f"{group}.n_clusters: 16 is more than the 15 items of food" for group in ("augment", "profile")]
     assert snapshot(workplace) == before
+
+
+def test_a_dry_run_of_ablate_is_refused_in_true_words():
+    with pytest.raises(ConfigError, match="ablate asks for each variant whose rows or profiles differ"):
+        cli._options("ablate", {"dry_run": "true"})
+    with pytest.raises(ConfigError, match="train asks nothing"):
+        cli._options("train", {"dry_run": "true"})
