@@ -24,9 +24,9 @@ from recbole_edt.answers import AnswerStore
 from recbole_edt.atomic import TwoDomainData, read_table
 from recbole_edt.config import Settings
 from recbole_edt.costs import dollars
-from recbole_edt.errors import ConfigError, DataError
+from recbole_edt.errors import ConfigError
 from recbole_edt.files import sha256_of, write_text
-from recbole_edt.writer import Collector, Estimate, Reader, Rehearsal, Waiting, cache_path
+from recbole_edt.writer import Collector, Estimate, Reader, Rehearsal, Waiting, cache_path, existing_cache
 
 Say = Callable[[str], None]
 
@@ -163,7 +163,7 @@ def batch_export(settings: Settings, say: Say, file: str) -> None:
 
 def batch_import(settings: Settings, say: Say, file: str) -> None:
     """Take a result file of the Batch API into the cache; what it lacks stays to be asked."""
-    with _existing(settings) as store:
+    with AnswerStore(existing_cache(settings)) as store:
         found = batch.import_results(settings.llm, store, file)
     say(f"{found}; go on with batch export, or with the stages themselves")
 
@@ -171,16 +171,9 @@ def batch_import(settings: Settings, say: Say, file: str) -> None:
 # ---- the cache ---------------------------------------------------------------------------------------------------
 
 
-def _existing(settings: Settings) -> AnswerStore:
-    path = cache_path(settings)
-    if not path.is_file():
-        raise DataError(f"{path}: no answers are stored yet; name another file with --llm.cache=FILE")
-    return AnswerStore(path)
-
-
 def cache_stats(settings: Settings, say: Say) -> None:
     """Answers, tokens and cost by endpoint, model and template."""
-    with _existing(settings) as store:
+    with AnswerStore(existing_cache(settings)) as store:
         rows = store.stats()
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     names = ("endpoint", "model", "template", "answers", "rejected", "prompt_tokens", "completion_tokens", "cost_usd")
@@ -195,7 +188,7 @@ def cache_stats(settings: Settings, say: Say) -> None:
 
 def cache_export(settings: Settings, say: Say, file: str) -> None:
     """Every stored answer as a line of JSON."""
-    with _existing(settings) as store:
+    with AnswerStore(existing_cache(settings)) as store:
         say(f"{store.export(file):,} answers: {file}")
 
 
@@ -209,7 +202,7 @@ def cache_prune(
 ) -> None:
     """Delete the answers that fit every criterion given."""
     days = None if older_than is None else _days(older_than)
-    with _existing(settings) as store:
+    with AnswerStore(existing_cache(settings)) as store:
         say(f"{store.prune(model, template, days, rejected == 'true'):,} answers deleted")
 
 

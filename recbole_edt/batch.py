@@ -102,6 +102,8 @@ def import_results(config: LLMConfig, store: AnswerStore, path: str | os.PathLik
                 n_answers += len(answers)
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path}: cannot be read ({error})") from error
+    if n_lines and failed["exported"] == n_lines:
+        raise DataError(f"{path}: this looks like the exported file; give the batch's output")
     if n_lines and failed["damaged"] == n_lines:
         raise DataError(f"{path}: no line is a result of the Batch API; give the output file of the batch")
     return Imported(n_answers, failed)
@@ -132,7 +134,10 @@ def _result(line: str, failed: Counter[str]) -> dict[str, Any] | None:
     except (ValueError, RecursionError):
         result = None
     if isinstance(result, dict) and isinstance(result.get("custom_id"), str):
-        return result
+        if "body" not in result or "response" in result:
+            return result
+        failed["exported"] += 1
+        return None
     failed["damaged"] += 1
     return None
 

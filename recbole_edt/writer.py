@@ -21,7 +21,7 @@ from recbole_edt.answers import AnswerStore, Exported
 from recbole_edt.config import Settings
 from recbole_edt.costs import Usage, estimate_texts
 from recbole_edt.embeddings import EMBEDDERS, ENDPOINT, TEXT_TEMPLATE_VERSION, Embedder, EndpointEmbedder, WordLlama
-from recbole_edt.errors import LLMError
+from recbole_edt.errors import DataError, LLMError
 from recbole_edt.llm import ChatAnswer, ChatRequest, Client, Plan
 
 Say = Callable[[str], None]
@@ -31,6 +31,17 @@ W = TypeVar("W", bound="LiveWriter")
 def cache_path(settings: Settings) -> Path:
     """The file of stored answers: ``llm.cache``, or one beside the data sets, shared by all of them."""
     return Path(settings.llm.cache) if settings.llm.cache else settings.data_path / "llm_cache.sqlite"
+
+
+def existing_cache(settings: Settings) -> Path:
+    """The file of stored answers, for what only looks into it.
+
+    Raises: DataError if there is none; opening it would make an empty one.
+    """
+    path = cache_path(settings)
+    if not path.is_file():
+        raise DataError(f"{path}: no answers are stored yet; name another file with --llm.cache=FILE")
+    return path
 
 
 def llm_identity(settings: Settings) -> dict[str, Any]:
@@ -76,7 +87,8 @@ class LiveWriter:
     @cached_property
     def store(self) -> AnswerStore:
         """The cache."""
-        return self._exit.enter_context(AnswerStore(cache_path(self.settings)))
+        path = existing_cache(self.settings) if self.settings.llm.replay else cache_path(self.settings)
+        return self._exit.enter_context(AnswerStore(path))
 
     @cached_property
     def chat(self) -> Client:
@@ -177,9 +189,12 @@ _FILLER = "wok zyt "
 class _Stored(LiveWriter):
     """Looks up, and makes no file."""
 
+    must_exist = False
+    """Whether it is an error if there is none."""
+
     @cached_property
     def store(self) -> AnswerStore:
-        path = cache_path(self.settings)
+        path = existing_cache(self.settings) if self.must_exist else cache_path(self.settings)
         return self._exit.enter_context(AnswerStore(path if path.exists() else ":memory:"))
 
 
@@ -307,6 +322,7 @@ class Reader(_Stored):
 
     def __init__(self, settings: Settings, say: Say) -> None:
         super().__init__(replace(settings, llm=replace(settings.llm, replay=True)), say)
+        self.must_exist = bool(settings.llm.cache)  # a file that was named is meant; it may be mistyped
         self.heard: list[tuple[ChatRequest, list[str], str | None]] = []
 
     def ask(self, requests: Sequence[ChatRequest], desc: str) -> list[ChatAnswer]:

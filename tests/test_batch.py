@@ -159,8 +159,8 @@ class TestImport:
         with pytest.raises(DataError, match="cannot be read"):
             batch.import_results(asking.config, asking.store, tmp_path / "b.jsonl")
 
-    def test_an_input_file_given_by_mistake_is_counted_and_changes_nothing(self, asking, tmp_path):
+    def test_an_input_file_given_by_mistake_is_named_and_changes_nothing(self, asking, tmp_path):
         exported(asking, tmp_path)
-        imported = batch.import_results(asking.config, asking.store, tmp_path / "batch.jsonl")
-        assert imported == Imported(0, {"failed": 5})
+        with pytest.raises(DataError, match="looks like the exported file; give the batch's output"):
+            batch.import_results(asking.config, asking.store, tmp_path / "batch.jsonl")
         assert len(asking.pending(requests(5))) == 5

@@ -397,6 +397,18 @@ def test_a_replay_needs_no_server_and_leaves_the_same_files(reference, place, ca
     assert "u0" in error or "user" in error
 
 
+def test_a_mistyped_cache_is_named_and_not_made(place, server, capsys):
+    given = arguments(server.url)
+    stages(given)
+    wrong = "--llm.cache=elsewhere/mistyped.sqlite"
+    shutil.copytree("atomic_files/tiny", "other/tiny")
+    Path("other/tiny/embed.json").unlink()
+    for command in (["inspect", "--user=u1"], ["embed", "--llm.replay=true", "--data_path=other"], ["cache", "stats"]):
+        assert run([*command, *given, wrong]) == 1
+        assert "mistyped.sqlite: no answers are stored yet" in said_last(capsys)
+    assert not Path("elsewhere").exists()
+
+
 def test_answers_by_batch_files_leave_the_same_files_and_one_call(place, server, reference, capsys):
     given = arguments(server.url)
     waves = 0
