@@ -211,7 +211,8 @@ def _run_stage(stage: str | None, values: dict[str, str], command: str) -> int:
     dataset = values.pop("dataset", DEFAULT_DATASET)
     files = [Path(name) for name in values.pop("config_files", "").split()]
     overrides = {key: _typed(key, value) for key, value in values.items()}
-    settings = replace(config.load(dataset, files, overrides), command=command)
+    asks = stage != "doctor" and not (stage or "").startswith("cache")
+    settings = replace(config.load(dataset, files, overrides, asks), command=command)
     if stage == "doctor":
         return doctor.run(settings, print)
     last = stage or ("train" if "model" in overrides else "compare")

@@ -290,11 +290,17 @@ def read_file(path: Path) -> dict[str, Any]:
     return values
 
 
-def load(dataset: str, config_files: Iterable[Path] = (), overrides: Mapping[str, Any] | None = None) -> Settings:
+def load(
+    dataset: str,
+    config_files: Iterable[Path] = (),
+    overrides: Mapping[str, Any] | None = None,
+    asks: bool = True,
+) -> Settings:
     """Settings from ``dataset_configs/NAME.yaml`` if there is one, then the files in order, then ``overrides``.
 
     Args:
         overrides: keys as on the command line; ``augment.tau`` reaches into a group.
+        asks: whether a language model may be asked, so that one must be named.
 
     Raises: ConfigError listing every unknown key and every value of another type or out of range.
     """
@@ -312,7 +318,7 @@ def load(dataset: str, config_files: Iterable[Path] = (), overrides: Mapping[str
             f"{origin['dataset']}: dataset: {named!r}, but this run is for {dataset!r}; "
             "the data set is named on the command line alone: --dataset=NAME"
         )
-    return _settings(values, origin)
+    return _settings(values, origin, asks)
 
 
 def with_keys(settings: Settings, keys: Mapping[str, Any], where: str) -> Settings:
@@ -368,7 +374,7 @@ def _origin(key: str, origin: Mapping[str, str]) -> str:
 Fault = Callable[[str, str], None]
 
 
-def _settings(values: dict[str, Any], origin: Mapping[str, str]) -> Settings:
+def _settings(values: dict[str, Any], origin: Mapping[str, str], asks: bool = True) -> Settings:
     faults: list[str] = []
     given = copy.deepcopy(values)
 
@@ -384,7 +390,7 @@ def _settings(values: dict[str, Any], origin: Mapping[str, str]) -> Settings:
         else:
             kwargs["recbole"][key] = value
     _check_own(kwargs, fault)
-    _check_generators(kwargs, fault)
+    _check_generators(kwargs, fault, asks)
     _check_models(kwargs, fault)
     examples = _examples([*kwargs["models"], kwargs.get("model"), "LLMEDT"])
     _check_values("", kwargs["recbole"], examples, fault)
@@ -411,13 +417,13 @@ def _group(name: str, cls: type, value: Any, fault: Fault) -> Any:
     return group
 
 
-def _check_generators(kwargs: Mapping[str, Any], fault: Fault) -> None:
+def _check_generators(kwargs: Mapping[str, Any], fault: Fault, asks: bool) -> None:
     """Whether groups say enough for what other groups want."""
     groups = {name: kwargs.get(name) or cls() for name, cls in GROUPS.items()}
-    asks = [name for name in ("augment", "profile") if groups[name].generator == "llm"]
-    if asks and not groups["llm"].model:
-        fault("llm", f"llm.model: {asks[0]}.generator is 'llm', which needs the name of a model")
-    if "augment" in asks and groups["embed"].vectors and groups["embed"].embedder != ENDPOINT:
+    asking = [name for name in ("augment", "profile") if groups[name].generator == "llm"]
+    if asks and asking and not groups["llm"].model:
+        fault("llm", f"llm.model: {asking[0]}.generator is 'llm', which needs the name of a model")
+    if "augment" in asking and groups["embed"].vectors and groups["embed"].embedder != ENDPOINT:
         fault(
             "embed.vectors",
             "embed.vectors: items that an LLM writes need vectors of the same model as yours; name it with "

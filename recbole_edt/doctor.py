@@ -72,7 +72,8 @@ def _language_model(settings: Settings) -> str:
         "vectors": settings.embedding if settings.embed.embedder == embeddings.ENDPOINT else None,
     }
     told = [
-        f"{name}: {one.model} at {one.base_url or OPENAI}, {one.api_key_env} is {_presence(one.api_key_env)}"
+        f"{name}: {one.model or 'no model named (llm.model)'} at "
+        f"{one.base_url or OPENAI}, {one.api_key_env} is {_presence(one.api_key_env)}"
         for name, one in asked.items()
         if one is not None
     ]

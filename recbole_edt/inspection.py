@@ -190,8 +190,12 @@ def _title(view: UserView) -> str:
 def _summary(view: UserView) -> str:
     parts = [row.part for row in view.rows]
     raw = len(parts) - parts.count(INSERTED)
-    asked = f", {len(view.exchanges)} prompts" if view.exchanges else ""
-    return f"{raw} rows, {parts.count(INSERTED)} inserted; {len(view.trace)} proposals{asked}"
+    asked = f", {_counted(len(view.exchanges), 'prompt')}" if view.exchanges else ""
+    return f"{_counted(raw, 'row')}, {parts.count(INSERTED)} inserted; {_counted(len(view.trace), 'proposal')}{asked}"
+
+
+def _counted(n: int, what: str) -> str:
+    return f"{n} {what}{'s' * (n != 1)}"
 
 
 def _number(value: Any) -> str:
@@ -243,7 +247,8 @@ def _proposal_table(title: str, rows: pd.DataFrame) -> Table:
     for _, row in rows.iterrows():
         rank = str(row["rank"]) if row["rank"] else ""
         after = f"row {row['place']}, {row['after']}" if row["fate"] == "kept" else ""
-        cells = (rank, row["text"], _number(row["source_score"]), _number(row["target_score"]), row["fate"], after)
+        fate = "below tau" if row["fate"] == "tau" else row["fate"]
+        cells = (rank, row["text"], _number(row["source_score"]), _number(row["target_score"]), fate, after)
         table.add_row(*(Text(harmless(cell)) for cell in cells), style="green" if row["fate"] == "kept" else "")
     return table
 

@@ -91,3 +91,13 @@ def test_the_doctor_says_whom_a_run_would_ask_and_of_the_key_only_whether_it_is_
     monkeypatch.delenv("OPENAI_API_KEY")
     assert run(["doctor", "--dataset=three", *asked]) == 0
     assert "OPENAI_API_KEY is not set" in capsys.readouterr().out
+
+
+def test_a_model_that_is_not_named_yet_keeps_neither_the_doctor_nor_the_cache_from_working(place, capsys):
+    unnamed = ["--dataset=three", "--augment.generator=llm"]
+    assert run(["doctor", *unnamed, "--augment.n_clusters=2", "--profile.n_clusters=2"]) == 0
+    assert "chat: no model named (llm.model) at" in capsys.readouterr().out
+    assert run(["cache", "stats", *unnamed]) == 1
+    assert "no answers are stored yet" in capsys.readouterr().err
+    assert run(["augment", *unnamed]) == 2
+    assert "needs the name of a model" in capsys.readouterr().err

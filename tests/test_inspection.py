@@ -160,6 +160,12 @@ class TestTerminal:
         ):
             assert part in text, part
 
+    def test_one_is_no_plural_and_tau_is_told_in_words(self):
+        shown = seen()
+        one = shown.trace.iloc[:1].assign(fate="tau", source=shown.domains[0])
+        text = printed(replace(shown, trace=one, exchanges=shown.exchanges[:1]))
+        assert "; 1 proposal, 1 prompt\n" in text and "below tau" in text
+
     def test_a_failure_is_told_by_kind(self):
         text = printed(seen(failure="cut off"))
         assert "answer (cut off)" in text and text.count("cut off") >= 4
