@@ -276,8 +276,13 @@ def seeds_table(runs: Mapping[str, Sequence[ModelResult]], k: int = 10) -> tuple
 def print_seeds(
     runs: Mapping[str, Sequence[ModelResult]], title: str, k: int = 10, file: IO[str] | None = None
 ) -> None:
-    """Print means with their deviations in brackets."""
-    print_cells(title, list(runs), _seeds_cells(runs, k, "{} ({})"), file)
+    """Print means with their deviations in brackets, and mark what was ended by its cap in any seed."""
+    console = Console(file=file, highlight=False)
+    names = _seeds_names(runs, _dagger(console))
+    print_cells(title, names, _seeds_cells(runs, k, "{} ({})"), file)
+    console.print(Text("mean (standard deviation over seeds)"))
+    if names != list(runs):
+        console.print(Text(f"{_dagger(console)} in at least one seed {CAP_LEGEND}"), soft_wrap=True)
 
 
 def print_cells(
@@ -579,10 +584,14 @@ def _cells_block(
 
 
 def _seeds_markdown(runs: Mapping[str, Sequence[ModelResult]], k: int) -> str:
-    capped = {name: any(run.status == EPOCH_CAP for run in several) for name, several in runs.items()}
-    names = [name + "†" * cap for name, cap in capped.items()]
+    names = _seeds_names(runs, "†")
     text = cells_markdown("variant", names, _seeds_cells(runs, k, "{} ± {}"))
-    return text + f"\n\n† in at least one seed {CAP_LEGEND}." * any(capped.values())
+    return text + f"\n\n† in at least one seed {CAP_LEGEND}." * (names != list(runs))
+
+
+def _seeds_names(runs: Mapping[str, Sequence[ModelResult]], dagger: str) -> list[str]:
+    """Names of the rows, those marked of which any seed was ended by its cap."""
+    return [name + dagger * any(run.status == EPOCH_CAP for run in several) for name, several in runs.items()]
 
 
 def _groups_markdown(groups: pd.DataFrame) -> str:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -250,3 +252,10 @@ def test_means_and_deviations_by_hand(workplace):
     tests = report.paired_tests_over_seeds(runs, "a", "hit@10")
     assert tests["difference"].tolist() == [0.75, 0.75] and tests["users"].tolist() == [2, 2]
     assert tests["low"].min() == pytest.approx(0.5) and tests["high"].max() == pytest.approx(1.0)
+    runs["b"] = [replace(runs["b"][0], status=report.EPOCH_CAP), runs["b"][1]]
+    shown = io.StringIO()
+    report.print_seeds(runs, "title", file=shown)
+    marked = [line.split()[0] for line in shown.getvalue().splitlines() if line.startswith(("a ", "b"))]
+    assert marked == ["a", "b†"]
+    assert "standard deviation over seeds" in shown.getvalue()
+    assert f"† in at least one seed {report.CAP_LEGEND}" in shown.getvalue()
