@@ -12,7 +12,7 @@ import torch
 
 from recbole_edt import atomic, compat, embeddings, raw, split
 from recbole_edt.config import Settings
-from recbole_edt.endpoint import OPENAI
+from recbole_edt.endpoint import OPENAI, shown
 from recbole_edt.errors import EDTError
 from recbole_edt.files import library_versions
 
@@ -73,7 +73,7 @@ def _language_model(settings: Settings) -> str:
     }
     told = [
         f"{name}: {one.model or 'no model named (llm.model)'} at "
-        f"{one.base_url or OPENAI}, {one.api_key_env} is {_presence(one.api_key_env)}"
+        f"{one.base_url or OPENAI}, {shown(one.api_key_env)} is {_presence(one.api_key_env)}"
         for name, one in asked.items()
         if one is not None
     ]

@@ -407,7 +407,7 @@ class Endpoint:
                 "again, all answers so far are stored"
             ) from None
         if status in (401, 403):
-            name = _shown(self.config.api_key_env)
+            name = shown(self.config.api_key_env)
             state = "was sent" if self._key else f"is missing: the environment variable {name} is empty"
             raise LLMError(
                 f"{self.url}: the key is refused ({status}: {message}). The key from {name} {state}; "
@@ -433,9 +433,9 @@ def key_from_environment(config: LLMConfig) -> str:
     name = config.api_key_env
     key = os.environ.get(name, "").strip()
     if not key and config.base_url is None:
-        raise LLMError(f"no key: put it into the environment variable {_shown(name)}, or name another in api_key_env")
+        raise LLMError(f"no key: put it into the environment variable {shown(name)}, or name another in api_key_env")
     if not key.isascii() or not key.isprintable():
-        raise LLMError(f"the environment variable {_shown(name)} holds characters that no key has; copy the key again")
+        raise LLMError(f"the environment variable {shown(name)} holds characters that no key has; copy the key again")
     return key
 
 
@@ -467,7 +467,7 @@ def _is_openai(url: str) -> bool:
     return host == "api.openai.com" or host.endswith(".api.openai.com")
 
 
-def _shown(variable: str) -> str:
+def shown(variable: str) -> str:
     """The name of a variable, unless it looks like the key itself, put there by mistake."""
     is_name = variable in os.environ or variable == variable.upper()
     return variable if is_name else f"{variable[:4]}..."
