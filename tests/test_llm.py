@@ -229,13 +229,22 @@ class TestFaultsThatPass:
         known(server, store)
         server.always = fault
         with pytest.raises(LLMError, match=f"nothing to {n} questions.*answers so far are stored.*same command again"):
-            client(server, store, retries=1).ask([request("probe"), *requests(n)], "asking")
+            client(server, store, retries=1).ask(requests(n), "asking")
         with pytest.raises(LLMError, match=f"nothing to {n} questions or texts; the last failure: "):
             client(server, store, retries=0).embed([f"tea {one}" for one in range(n)], "embedding")
         server.always = None
         server.forget()
-        answers = client(server, store).ask([request("probe"), *requests(n)], "asking")
+        answers = client(server, store).ask(requests(n), "asking")
         assert server.n_calls == n and all(one.failure is None for one in answers)
+
+    def test_what_a_server_cannot_answer_fails_alone_in_later_runs_but_nobody_there_is_an_error(self, server, store):
+        known(server, store)
+        server.always = "500"
+        one, other = client(server, store, retries=0).ask([request("probe"), request(1)], "asking")
+        assert one.from_cache and other.failure == "server"
+        server.always = "reset"
+        with pytest.raises(LLMError, match="nothing to 1 questions"):
+            client(server, store, retries=0).ask([request("probe"), request(1)], "asking")
 
     def test_a_question_that_was_answered_badly_before_its_server_failed_has_reached_it(self, server, store):
         known(server, store)

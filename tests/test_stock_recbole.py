@@ -128,7 +128,7 @@ def test_a_stock_model_trains_on_virtual_items_in_our_compare_and_they_are_never
 def test_one_command_tells_whether_the_augmentation_helps_a_model(workplace, capsys):
     assert run(["ablate", "--model=GRU4Rec", *TINY]) == 0
     printed = capsys.readouterr().out
-    rows = [line for line in printed.splitlines() if line.startswith(("raw rows ", "augmented rows "))]
+    rows = [line for line in printed.splitlines() if line.startswith(("raw rows† ", "augmented rows† "))]
     assert len(rows) == 2
     text = next(Path("runs").glob("tiny-ablation-*/ablation.md")).read_text(encoding="utf-8")
     assert "raw rows against the others, ndcg@10" in text and "| augmented rows | overall | 40 |" in text
