@@ -11,6 +11,7 @@ import json
 import os
 import sqlite3
 import threading
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import astuple, dataclass, fields
@@ -294,7 +295,7 @@ class AnswerStore:
 
     def _open(self) -> None:
         with self._reading() as db:
-            db.execute("PRAGMA journal_mode = WAL")
+            _write_ahead(db)
             db.execute("PRAGMA synchronous = FULL")
             version = self._version()
         if version == 0:
@@ -343,6 +344,19 @@ class AnswerStore:
             f"{self.path}: the cache of answers cannot be used ({error}); free space, check that the folder is on a "
             "local disk and may be written to, or name another file"
         )
+
+
+def _write_ahead(db: sqlite3.Connection) -> None:
+    """Let readers and a writer work at once; SQLite does not wait by itself for another process that does the same."""
+    end = time.monotonic() + _WAIT_S
+    while True:
+        try:
+            db.execute("PRAGMA journal_mode = WAL")
+            return
+        except sqlite3.OperationalError as error:
+            if "locked" not in str(error) or time.monotonic() > end:
+                raise
+            time.sleep(0.01)
 
 
 def _all_but_vector(answer: Answer) -> tuple[Any, ...]:
