@@ -14,6 +14,7 @@ from recbole.data.interaction import Interaction
 from recbole.model.abstract_recommender import SequentialRecommender
 from recbole.utils import InputType
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from recbole_edt import losses
 from recbole_edt.backbones import PRE_NORM, backbone_faults, build_backbone, item_encoder
@@ -285,14 +286,17 @@ class LLMEDT(SequentialRecommender):
 
         A user without history in a domain has ``u^d = 0`` there: the global vector alone.
         """
-        state = self.backbone(interaction[self.ITEM_SEQ], interaction[self.ITEM_SEQ_LEN])
+        item_seq, length = interaction[self.ITEM_SEQ], interaction[self.ITEM_SEQ_LEN]
         if self.phase == "pretrain":
-            return state.expand(2, -1, -1)
+            return self.backbone(item_seq, length).expand(2, -1, -1)
+        # All three sequences of a user in one pass.
+        width = item_seq.shape[1]
+        parts = [item_seq, *(F.pad(interaction[key], (0, width - interaction[key].shape[1])) for key in DOMAIN_SEQ)]
+        lengths = [length, *(interaction[key] for key in DOMAIN_SEQ_LEN)]
+        state, *own = self.backbone(torch.cat(parts), torch.cat(lengths)).chunk(3)
         vectors = []
-        for d, adapter in enumerate(self.user_adapters):
-            length = interaction[DOMAIN_SEQ_LEN[d]]
-            own = adapter(self.backbone(interaction[DOMAIN_SEQ[d]], length))
-            vectors.append(state + own * (length > 0).unsqueeze(-1))
+        for adapter, one, own_length in zip(self.user_adapters, own, lengths[1:], strict=True):
+            vectors.append(state + adapter(one) * (own_length > 0).unsqueeze(-1))
         return torch.stack(vectors)
 
     def full_sort_predict(self, interaction: Any) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 from pathlib import Path
 
@@ -12,13 +13,14 @@ import recbole.model.sequential_recommender as recbole_models
 import torch
 from conftest import QUICK, write_tiny
 from recbole.model.abstract_recommender import SequentialRecommender
+from recbole.model.layers import MultiHeadAttention, TransformerEncoder
 from recbole.utils import get_model
 
 from recbole_edt import backbones, config, pipeline
 from recbole_edt.backbones import BACKBONES, MASKED, NO_BACKBONE, build_backbone, item_encoder
 from recbole_edt.dataset import LAST_WINDOW, TARGET_SEQ, EDTDataset
 from recbole_edt.errors import ConfigError
-from recbole_edt.layers import AllPositions, last_state
+from recbole_edt.layers import AllPositions, CausalAttention, CausalEncoder, last_state
 from recbole_edt.trainer import FrozenStates, finetuning_loader
 
 CAUSAL = [name for name in BACKBONES if name != MASKED]
@@ -137,10 +139,14 @@ def backbone(name: str, tmp_path: Path, **keys) -> torch.nn.Module:
 
 
 def stock_states(model: torch.nn.Module, *arguments: torch.Tensor) -> torch.Tensor:
-    """What RecBole's class computes on the same weights, without any base of ours."""
+    """What RecBole's class computes on the same weights, without any base or module of ours."""
     cls = get_model(type(model).__name__)
     plain = cls.__new__(cls)
-    plain.__dict__.update(model.__dict__)
+    plain.__dict__.update(copy.deepcopy(model).__dict__)
+    for module in plain.modules():
+        for own, recboles in ((CausalEncoder, TransformerEncoder), (CausalAttention, MultiHeadAttention)):
+            if type(module) is own:
+                module.__class__ = recboles
     return cls.forward(plain, *arguments)
 
 
@@ -149,8 +155,10 @@ def test_the_last_of_all_states_is_the_stock_models_output(name, tmp_path):
     model = backbone(name, tmp_path)
     item_seq, length = torch.tensor([[3, 4, 5, 6, 0], [7, 8, 0, 0, 0]]), torch.tensor([4, 2])
     expected = stock_states(model, item_seq, length)
-    assert torch.equal(model(item_seq, length), expected)
-    assert torch.equal(last_state(model.states(item_seq, length), length), expected)
+    torch.testing.assert_close(model(item_seq, length), expected, atol=1e-6, rtol=0)
+    torch.testing.assert_close(last_state(model.states(item_seq, length), length), expected, atol=1e-6, rtol=0)
+    with torch.no_grad():
+        torch.testing.assert_close(model(item_seq, length), expected, atol=1e-6, rtol=0)
 
 
 def test_the_last_of_nextitnets_states_is_the_stock_models_output_where_that_reads_no_padding(tmp_path):
