@@ -116,6 +116,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     # Threads that wait by spinning make training ten times slower as soon as anything else runs on the machine.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ.setdefault("GOMP_SPINCOUNT", "0")
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it products on a GPU are not repeatable
     sys.exit(run(list(sys.argv[1:] if argv is None else argv)))
 
 

@@ -108,6 +108,9 @@ class ResumableTraining:
         self.epoch_log: list[dict[str, Any]] = []
         self.phases: list[dict[str, str]] = []
         self.bar: Any = tqdm(disable=True)
+        if config["reproducibility"] and self.device.type == "cuda":
+            # RecBole sees to cuDNN alone; sums into an index would still differ from run to run.
+            torch.use_deterministic_algorithms(True, warn_only=True)
         if config["compile"]:
             compile_layers(model)
 

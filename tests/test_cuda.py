@@ -70,6 +70,7 @@ def test_both_phases_run_and_a_seed_gives_the_same_weights_twice(run):
         trainer._train_epoch(FrozenStates(trainer.model, train_data), 0)
         trainer.evaluate(test_data, load_best_model=False)
         results.append({key: value.cpu() for key, value in trainer.model.state_dict().items()})
+    assert torch.are_deterministic_algorithms_enabled()
     assert all(torch.allclose(results[0][key], results[1][key], atol=1e-6) for key in results[0])
 
 
