@@ -64,11 +64,14 @@ STAGES = {
         Reads   the run of LLMEDT with the same settings (train it first; give the same options again)
         Writes  runs/NAME-HASH/LLMEDT-HASH/: audit.md, audit.csv
         Keys    those of train; candidates are all real items of the domain, and 100 negatives where it says so""",
-    "recommend": """Top items of each domain for every user, from a trained model.
+    "recommend": """Top items of each domain for all users, some users, or new histories, from a trained model.
 
-        Reads   the run of `model` with the same settings (train it first; give the same options again)
-        Writes  runs/NAME-HASH/MODEL-HASH/recommendations.csv
-        Keys    model, recommend.k, recommend.seen""",
+        Reads   the run of `model` with the same settings (train it first; give the same options again), and
+                recommend.histories, a CSV with user,item[,timestamp] or JSON Lines with {"user": .., "history": [..]}
+        Writes  recommend.output (.csv, .jsonl or .parquet), or runs/NAME-HASH/MODEL-HASH/recommendations.csv;
+                with recommend.train_on_all also MODEL-HASH/all-data/, a model for production
+        Keys    model, recommend.k, recommend.seen, recommend.domain, recommend.users, recommend.histories,
+                recommend.output, recommend.train_on_all""",
     "inspect": """What was done to one user's data: history, prompts, answers, proposals and their fate.
 
         Reads   the files of augment and profile, the stored answers
@@ -153,6 +156,8 @@ FLAGS = ("dry_run", "rejected")
 """Arguments without a value."""
 DRY = ("embed", "augment", "profile")
 """Stages that may ask a model; without a stage, all of them."""
+TEXTS = ("recommend.domain", "recommend.users", "recommend.histories", "recommend.output")
+"""Keys whose values stay as they are: YAML would read the user 0012 as the number 10."""
 SHORT = {"max_cost": "llm.max_cost"}
 """Keys that need no group on the command line."""
 
@@ -257,4 +262,4 @@ def _options(stage: str | None, values: dict[str, str]) -> dict[str, Any]:
 def _typed(key: str, value: str) -> Any:
     from recbole_edt.config import read_yaml
 
-    return read_yaml(value, f"--{key}")
+    return value if key in TEXTS and value else read_yaml(value, f"--{key}")

@@ -159,14 +159,49 @@ class RecommendConfig:
     """Items per user and domain, above 0."""
     seen: bool = False
     """Whether items of the user's own history may be recommended."""
+    domain: str | None = None
+    """Items of one domain only; none is both."""
+    users: Any = None
+    """Ids of known users, as a list, separated by commas, or in a ``.txt`` file, one a line; none is all."""
+    histories: str | None = None
+    """File of new users' histories instead, ``.csv`` or ``.jsonl`` (see ``recbole_edt.histories``)."""
+    output: str | None = None
+    """File to write, ``.csv``, ``.jsonl`` or ``.parquet``; none is ``recommendations.csv`` beside the model."""
+    train_on_all: bool = False
+    """Whether the model is first trained once more on all interactions, for as many epochs as validation chose."""
 
     def faults(self) -> list[str]:
         found = []
         if not _is_whole(self.k) or self.k < 1:
             found.append(f"k: {self.k!r} is not a whole number above 0")
-        if not isinstance(self.seen, bool):
-            found.append(f"seen: {self.seen!r} is not true or false")
-        return found
+        for key in ("seen", "train_on_all"):
+            if not isinstance(getattr(self, key), bool):
+                found.append(f"{key}: {getattr(self, key)!r} is not true or false")
+        if not isinstance(self.domain, str | None):
+            found.append(f"domain: {self.domain!r} is not a domain's name")
+        if self.users is not None and not self.user_list:
+            found.append(f"users: expected ids such as [u1, u2], or a .txt file, found {self.users!r}")
+        if self.users is not None and self.histories is not None:
+            found.append("users: known users and new histories do not go together; give one of the two")
+        for key, endings in (("histories", (".csv", ".jsonl")), ("output", (".csv", ".jsonl", ".parquet"))):
+            path = getattr(self, key)
+            if path is not None and not (isinstance(path, str) and path.endswith(endings)):
+                found.append(f"{key}: {path!r} is not a file that ends in {', '.join(endings)}")
+        return found + (self._parquet_faults() if str(self.output).endswith(".parquet") else [])
+
+    def _parquet_faults(self) -> list[str]:
+        try:
+            import pyarrow.parquet  # noqa: F401
+        except ImportError as error:  # not there, or too new for this numpy
+            return [f"output: Parquet needs pyarrow ({error}): pip install 'recbole_edt[parquet]', or use .csv"]
+        return []
+
+    @property
+    def user_list(self) -> list[str]:
+        """The wanted users' ids; those of a file are still in it."""
+        users = self.users.split(",") if isinstance(self.users, str) else _as_list(self.users)
+        texts = [str(user).strip() for user in users if isinstance(user, str | int) and not isinstance(user, bool)]
+        return texts if len(texts) == len(users) and all(texts) else []
 
 
 GROUPS: dict[str, type] = {

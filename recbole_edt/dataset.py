@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -231,12 +231,7 @@ class EDTDataset(SequentialDataset):
 
         Raises: DataError if a part is empty.
         """
-        if training not in TRAINING:
-            raise ConfigError(f"training: {training!r} is not one of {', '.join(TRAINING)}")
-        base = copy.copy(self)
-        if not generated:
-            base._drop_generated()
-        base.training = training
+        base = self._base(generated, training)
         sequences = base.sequences
         rows = [base._training_rows(), *(torch.nonzero(sequences.mark == mark).squeeze(1) for mark in (VALID, TEST))]
         parts = []
@@ -251,6 +246,26 @@ class EDTDataset(SequentialDataset):
             part._set_rows(row, sequences)
             parts.append(part)
         return parts
+
+    def everything(self, generated: bool, training: str) -> EDTDataset:
+        """A training part of all interactions, those of validation and test included; see ``parts``.
+
+        A model that is trained on it knows every answer: it may recommend, and must never be evaluated.
+        """
+        part = self._base(generated, training)
+        part.sequences = replace(part.sequences, mark=torch.full_like(part.sequences.mark, TRAIN))
+        part.phase = "training"
+        part._set_rows(part._training_rows(), part.sequences)
+        return part
+
+    def _base(self, generated: bool, training: str) -> EDTDataset:
+        if training not in TRAINING:
+            raise ConfigError(f"training: {training!r} is not one of {', '.join(TRAINING)}")
+        base = copy.copy(self)
+        if not generated:
+            base._drop_generated()
+        base.training = training
+        return base
 
     def for_model(self, config: Any) -> EDTDataset:
         """The same loaded data under another model's configuration."""

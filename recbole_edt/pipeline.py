@@ -29,7 +29,8 @@ from recbole.trainer import trainer as recbole_trainer
 from recbole.utils import ModelType, get_model, init_seed
 
 import recbole_edt
-from recbole_edt import atomic, augment, embeddings, profiles, raw, report, split
+from recbole_edt import atomic, augment, embeddings, histories, profiles, raw, report, split
+from recbole_edt import recommend as recommending
 from recbole_edt.baselines import SEQUENCE_ROWS, sequence_trained
 from recbole_edt.candidates import CandidateTable
 from recbole_edt.config import RUN_DEFAULTS, Settings, model_values, recbole_config
@@ -44,11 +45,9 @@ from recbole_edt.files import (
     sha256_of,
     write_json,
     write_manifest,
-    write_safely,
     write_text,
 )
 from recbole_edt.model import LLMEDT
-from recbole_edt.recommend import load as load_run
 from recbole_edt.split import catalogue_hash
 from recbole_edt.trainer import PhaseConfig, load_weights, trainer_class
 from recbole_edt.writer import LiveWriter, embedder_identity, llm_identity
@@ -457,6 +456,66 @@ def finished_run(experiment: Experiment, name: str) -> Path:
     return run_dir
 
 
+ALL_DATA = "all-data"
+"""Folder, in that of a run, of the same model trained on everything."""
+
+
+def train_on_all(experiment: Experiment, name: str) -> Path:
+    """Train a finished run's model once more on all interactions, for as many epochs as validation chose.
+
+    Nothing can be measured with it any more: there are no ranks, and no command compares it.
+
+    Returns: its folder; a training that is done is not repeated.
+    """
+    run_dir = finished_run(experiment, name)
+    folder = run_dir / ALL_DATA
+    if (folder / "result.json").is_file():
+        return folder
+    values = {**(experiment.settings.model_settings.get(name) or {}), **chosen_epochs(run_dir)}
+    models = {**experiment.settings.model_settings, name: values}
+    settings = dataclasses.replace(experiment.settings, model_settings=models)
+    config = recbole_config(settings, name, settings.augmented, folder)
+    write_text(folder / "config.yaml", yaml.safe_dump(resolved_config(config), allow_unicode=True))
+    init_seed(config["seed"], config["reproducibility"])
+    part = experiment.dataset.for_model(config).everything(_sees_generated(config), _rows_of(config, name))
+    train_data, cls = _training(config, name, [part, part, part])
+    model = cls(config, part).to(config["device"])
+    shared = dataclasses.replace(experiment, settings=settings, share_pretraining=False)
+    trainer = make_trainer(shared, config, model, folder, part)
+    with _log_to(folder / "log.txt"):
+        trainer.fit(train_data)
+    measured = ("test", "best_valid", "valid_metric", "candidates", "candidates_hash")
+    validated = {key: value for key, value in read_json(run_dir / "result.json").items() if key not in measured}
+    own = {
+        "trained_on": recommending.EVERYTHING,
+        "settings": model_values(settings, name),
+        "phases": [{**phase, "ended_by": "as many epochs as validation chose"} for phase in trainer.phases],
+        "seconds": sum(row["train_seconds"] for row in trainer.epoch_log),
+        "targets_per_epoch": _n_targets(part),
+        "versions": library_versions(),
+    }
+    write_json(folder / "result.json", {**validated, **own})
+    _remove_leftovers(folder)
+    return folder
+
+
+def chosen_epochs(run_dir: Path) -> dict[str, int]:
+    """Epochs of each phase up to the best validation, by key; fine-tuning that did not help has none.
+
+    Of equals the last counts, as in RecBole's early stopping. Empty for a model without epochs.
+    """
+    path, metric = run_dir / "epochs.csv", read_json(run_dir / "result.json")["valid_metric"]
+    if not path.is_file():
+        return {}
+    best, found = -np.inf, {}
+    for phase, rows in pd.read_csv(path).dropna(subset=[metric]).groupby("phase", sort=False):
+        top = rows[metric].max()
+        n_epochs = int(rows.loc[rows[metric] == top, "epoch"].iloc[-1]) + 1
+        found["finetune_epochs" if phase == "finetune" else "epochs"] = n_epochs if top >= best else 0
+        best = max(best, top)
+    return found
+
+
 def ranks_under(experiment: Experiment, name: str, candidates: str) -> pd.DataFrame:
     """Ranks of a finished run's test targets among other candidates than it was trained with, kept beside its own."""
     run_dir = run_directory(experiment, name)
@@ -545,6 +604,10 @@ def _run(experiment: Experiment, config: Any, name: str, run_dir: Path) -> None:
         "versions": library_versions(),
     }
     write_json(run_dir / "result.json", result)
+    _remove_leftovers(run_dir)
+
+
+def _remove_leftovers(run_dir: Path) -> None:
     # Hidden files are what a kill left of a checkpoint half written.
     for leftover in [run_dir / "last.pth", run_dir / "best.pth.pretrain", *run_dir.glob(".*.pth*")]:
         leftover.unlink(missing_ok=True)
@@ -552,20 +615,30 @@ def _run(experiment: Experiment, config: Any, name: str, run_dir: Path) -> None:
 
 def loaders(experiment: Experiment, config: Any, name: str) -> tuple[Any, Any, Any, type]:
     """Loaders of the three parts, and the model's class, for the rows that this model trains on."""
-    by_sequence = name == "LLMEDT" or (config["training"] == "sequence" and name in SEQUENCE_ROWS)
-    if by_sequence:
-        rows = rows_for(config) if name == "LLMEDT" else SEQUENCE_ROWS[name]
-    else:
-        rows = "prefix" if config["MODEL_TYPE"] == ModelType.SEQUENTIAL else "pairs"
-    train, valid, test = experiment.dataset.for_model(config).parts(_sees_generated(config), rows)
-    if by_sequence:
-        train_data: Any = SequenceLoader(train, config["train_batch_size"], config["seed"])
+    parts = experiment.dataset.for_model(config).parts(_sees_generated(config), _rows_of(config, name))
+    train_data, cls = _training(config, name, parts)
+    return train_data, eval_loader(config, parts[1]), eval_loader(config, parts[2]), cls
+
+
+def _rows_of(config: Any, name: str) -> str:
+    """The rows of ``EDTDataset.parts`` that a model trains on."""
+    if _by_sequence(config, name):
+        return rows_for(config) if name == "LLMEDT" else SEQUENCE_ROWS[name]
+    return "prefix" if config["MODEL_TYPE"] == ModelType.SEQUENTIAL else "pairs"
+
+
+def _by_sequence(config: Any, name: str) -> bool:
+    return name == "LLMEDT" or (config["training"] == "sequence" and name in SEQUENCE_ROWS)
+
+
+def _training(config: Any, name: str, parts: Sequence[EDTDataset]) -> tuple[Any, type]:
+    """Loader of the first of the three parts, and the model's class."""
+    train = parts[0]
+    if _by_sequence(config, name):
         cls = LLMEDT if name == "LLMEDT" else sequence_trained(name)
-    else:
-        sampler = create_samplers(config, train, [train, valid, test])[0]
-        train_data = get_dataloader(config, "train")(config, train, sampler, shuffle=config["shuffle"])
-        cls = get_model(name)
-    return train_data, eval_loader(config, valid), eval_loader(config, test), cls
+        return SequenceLoader(train, config["train_batch_size"], config["seed"]), cls
+    sampler = create_samplers(config, train, parts)[0]
+    return get_dataloader(config, "train")(config, train, sampler, shuffle=config["shuffle"]), get_model(name)
 
 
 def make_trainer(
@@ -719,16 +792,29 @@ def compare(settings: Settings, say: Say) -> None:
 
 
 def recommend(settings: Settings, say: Say) -> None:
-    """Top items of each domain for every user, from the trained run of ``model``."""
-    run_dir = finished_run(open_experiment(settings), settings.model)
-    options = settings.recommend
-    path = run_dir / "recommendations.csv"
-    n_users = 0
-    with write_safely(path) as temporary, open(temporary, "w", encoding="utf-8", newline="") as file:
-        for frame in load_run(run_dir).all_users(options.k, options.seen):
-            frame.to_csv(file, index=False, header=n_users == 0)
-            n_users += frame["user"].nunique()
+    """Top items for all users, listed users or new histories, from the trained run of ``model``."""
+    experiment, options = open_experiment(settings), settings.recommend
+    run_dir = finished_run(experiment, settings.model)
+    frames = _recommended(run_dir, settings)  # refuses what is unknown before anything is trained
+    if options.train_on_all:
+        run_dir = train_on_all(experiment, settings.model)
+        say(f"trained on {recommending.EVERYTHING}: {run_dir}")
+        frames = _recommended(run_dir, settings)
+    path = Path(options.output or run_dir / "recommendations.csv")
+    n_users = recommending.write(path, frames)
     say(f"recommendations for {n_users} users: {path}")
+
+
+def _recommended(run_dir: Path, settings: Settings) -> Iterator[pd.DataFrame]:
+    """Frames for those who are asked for."""
+    options, model = settings.recommend, recommending.load(run_dir, settings.data_path)
+    chosen: Any = {"k": options.k, "domain": options.domain, "seen": options.seen}
+    if options.histories:
+        return model.for_histories(histories.read(Path(options.histories), model.item_id), **chosen)
+    listed = None if options.users is None else options.user_list
+    if listed and len(listed) == 1 and listed[0].endswith(".txt"):
+        listed = histories.read_users(Path(listed[0]))
+    return model.all_users(users=listed, **chosen)
 
 
 def title_of(experiment: Experiment) -> str:
