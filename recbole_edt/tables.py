@@ -1,0 +1,344 @@
+"""One table of results, kept as values: to and from JSON, and shown as Markdown, CSV, LaTeX (booktabs) or HTML.
+
+Names and texts in it may come from data and are never trusted: each form escapes what it would obey.
+"""
+
+from __future__ import annotations
+
+import csv
+import html
+import io
+import json
+import math
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+
+from recbole_edt.errors import DataError
+from recbole_edt.files import read_json, write_text
+
+Value: TypeAlias = "str | int | float | bool | None | tuple[float | None, float | None]"
+"""A cell: text, a number, nothing, or a pair (mean and deviation, or the two ends of an interval)."""
+
+FORMS = ("plain", "signed", "p")
+PAIRS = {"deviation": ("{} ± {}", ("", " deviation")), "interval": ("{} to {}", (" low", " high"))}
+"""How a pair is shown, and what its two columns of CSV are called."""
+MISSING = "n/a"
+
+_LATEX = {
+    "\\": r"\textbackslash{}",
+    **{one: rf"\{one}" for one in "&%$#_{}"},
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    "|": r"\textbar{}",
+    '"': r"\textquotedbl{}",
+    "†": r"$^\dagger$",
+    "‡": r"$^\ddagger$",
+    "±": r"$\pm$",
+    "×": r"$\times$",
+    "≤": r"$\leq$",
+    "≥": r"$\geq$",
+    "−": "$-$",
+    "→": r"$\rightarrow$",
+    "–": "--",
+    "α": r"$\alpha$",
+    "τ": r"$\tau$",
+    "μ": r"$\mu$",
+    "σ": r"$\sigma$",
+}
+"""What LaTeX would obey, or cannot show with its usual fonts."""
+
+
+@dataclass(frozen=True)
+class Column:
+    """What stands over a column, and how its values are shown.
+
+    Attributes:
+        name: heading, with its unit where it has one, such as ``time (s)``.
+        group: heading over several neighbours with the same group, such as the domain.
+        decimals: of numbers; None shows whole numbers with commas between thousands.
+        best: ``max`` or ``min`` marks the best value in bold, ``""`` none.
+        form: ``plain``, ``signed`` (+0.01) or ``p`` (values too small for the decimals as ``< 0.0001``).
+        pair: ``deviation`` or ``interval`` where the values are pairs.
+    """
+
+    name: str
+    group: str = ""
+    decimals: int | None = None
+    best: str = ""
+    form: str = "plain"
+    pair: str = ""
+
+    def __post_init__(self) -> None:
+        assert self.best in ("", "max", "min") and self.form in FORMS and self.pair in ("", *PAIRS)
+
+    @property
+    def heading(self) -> str:
+        """Group and name."""
+        return f"{self.group} {self.name}".strip()
+
+
+@dataclass(frozen=True)
+class ResultTable:
+    """Values with what is needed to show them.
+
+    Attributes:
+        name: short, for files and anchors, such as ``table-2``.
+        title: heading.
+        columns: `Column` each; a text stands for a column of that name.
+        rows: a sequence of `Value` per row, as long as ``columns``; NaN counts as None, numpy's scalars as Python's.
+        note: what a reader must know to read it right.
+        command: what makes it again.
+        best_of: ``column`` marks the best down each column, ``row`` the best along each row.
+    """
+
+    name: str
+    title: str
+    columns: tuple[Column, ...]
+    rows: tuple[tuple[Value, ...], ...]
+    note: str = ""
+    command: str = ""
+    best_of: str = "column"
+
+    def __post_init__(self) -> None:
+        columns = tuple(Column(one) if isinstance(one, str) else one for one in self.columns)
+        object.__setattr__(self, "columns", columns)
+        object.__setattr__(self, "rows", tuple(tuple(map(_plain, row)) for row in self.rows))
+        if uneven := [place for place, row in enumerate(self.rows, 1) if len(row) != len(columns)]:
+            raise ValueError(f"table {self.name}: row {uneven[0]} has not {len(columns)} values")
+        assert self.best_of in ("column", "row")
+
+    def shown(self) -> list[list[str]]:
+        """The cells as texts."""
+        return [[show(value, column) for value, column in zip(row, self.columns, strict=True)] for row in self.rows]
+
+    def best(self) -> np.ndarray:
+        """``[rows, columns]`` True for the best values, for all that are shown alike; a lone value is no best."""
+        scores = np.array([[_score(*cell) for cell in zip(row, self.columns, strict=True)] for row in self.rows])
+        scores = scores.reshape(len(self.rows), len(self.columns))
+        axis = 0 if self.best_of == "column" else 1
+        compared = (~np.isnan(scores)).sum(axis, keepdims=True) > 1
+        top = np.where(np.isnan(scores), -np.inf, scores).max(axis, keepdims=True, initial=-np.inf)
+        return (scores == top) & compared
+
+    # ---- files -----------------------------------------------------------------------------------------------
+
+    def to_json(self) -> str:
+        """Everything, to be read again by `from_json`."""
+        return json.dumps(asdict(self), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str, where: str = "table") -> ResultTable:
+        """The inverse of `to_json`.
+
+        Raises: DataError naming ``where`` if the text is no such table.
+        """
+        try:
+            return cls._of(json.loads(text))
+        except (ValueError, TypeError, KeyError, AssertionError, RecursionError) as error:
+            raise DataError(f"{where}: no table of results ({error}); make it again or delete it") from None
+
+    @classmethod
+    def _of(cls, values: Any) -> ResultTable:
+        if not isinstance(values, dict):
+            raise ValueError("no mapping")
+        if unknown := sorted(set(values) - {f.name for f in fields(cls)}):
+            raise ValueError(f"unknown key {unknown[0]!r}")
+        texts = {f: values.get(f, "") for f in ("name", "title", "note", "command")}
+        if wrong := [key for key, text in texts.items() if not isinstance(text, str)]:
+            raise ValueError(f"{wrong[0]} is no text")
+        columns = tuple(_column(**column) for column in values["columns"])
+        rows = tuple(tuple(_checked(value) for value in row) for row in values["rows"])
+        return cls(columns=columns, rows=rows, best_of=values.get("best_of", "column"), **texts)
+
+    def markdown(self) -> str:
+        """A Markdown table with its note below; the title is left to the page."""
+        rows = _marked(self, escape_markdown, "**{}**")
+        text = markdown_table([escape_markdown(column.heading) for column in self.columns], rows)
+        return text + (f"\n\n{escape_markdown(self.note)}" if self.note else "")
+
+    def csv(self) -> str:
+        """Unrounded values; a pair takes two columns."""
+        file = io.StringIO()
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow([heading for column in self.columns for heading in _csv_headings(column)])
+        for row in self.rows:
+            cells = zip(row, self.columns, strict=True)
+            writer.writerow([one for value, column in cells for one in _csv_values(value, column)])
+        return file.getvalue()
+
+    def latex(self) -> str:
+        """A table with booktabs' rules, ready to paste; needs ``\\usepackage{booktabs}``."""
+        aligned = "".join("r" if _is_numeric(self, place) else "l" for place in range(len(self.columns)))
+        lines = [r"\begin{table}", r"\centering", rf"\caption{{{escape_latex(self.title)}}}"]
+        lines += [rf"\label{{tab:{re.sub(r'[^A-Za-z0-9-]+', '-', self.name)}}}"]
+        lines += [rf"\begin{{tabular}}{{{aligned}}}", r"\toprule", *_latex_groups(self.columns)]
+        lines += [_latex_row(escape_latex(column.name) for column in self.columns), r"\midrule"]
+        lines += [_latex_row(row) for row in _marked(self, escape_latex, r"\textbf{{{}}}")]
+        lines += [r"\bottomrule", r"\end{tabular}"]
+        if self.note:
+            lines += [r"\par\smallskip", rf"{{\footnotesize {escape_latex(self.note)}}}"]
+        return "\n".join([*lines, r"\end{table}"]) + "\n"
+
+    def save(self, folder: Path, stem: str = "table") -> None:
+        """Write ``stem`` as ``.json``, ``.md``, ``.csv`` and ``.tex`` into ``folder``."""
+        parts = [f"# {escape_markdown(self.title)}", self.markdown(), code([self.command]) if self.command else ""]
+        texts = {"json": self.to_json(), "md": "\n\n".join(filter(None, parts)) + "\n"}
+        texts |= {"csv": self.csv(), "tex": self.latex()}
+        for suffix, text in texts.items():
+            write_text(folder / f"{stem}.{suffix}", text)
+
+
+def read(path: Path) -> ResultTable:
+    """A table that `ResultTable.save` wrote.
+
+    Raises: DataError if the file is missing or no such table.
+    """
+    return ResultTable.from_json(json.dumps(read_json(path)), str(path))
+
+
+# ---- cells -------------------------------------------------------------------------------------------------------
+
+
+def show(value: Value, column: Column) -> str:
+    """One cell as text."""
+    if isinstance(value, tuple):
+        form = PAIRS[column.pair or "deviation"][0]
+        # A mean over one seed has no deviation.
+        return _shown(value[0], column) if value[1] is None else form.format(*(_shown(one, column) for one in value))
+    return _shown(value, column)
+
+
+def _shown(value: Any, column: Column) -> str:
+    if value is None:
+        return MISSING
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, str):
+        return value
+    sign = "+" if column.form == "signed" else ""
+    if column.decimals is None:
+        return format(value, f"{sign},") if isinstance(value, int) else format(value, f"{sign},.6g")
+    if column.form == "p" and value < 10**-column.decimals:
+        return f"< {10**-column.decimals:.{column.decimals}f}"
+    return format(value, f"{sign},.{column.decimals}f")
+
+
+def _score(value: Value, column: Column) -> float:
+    """What decides on the best: the number as it is shown, the larger the better; NaN where nothing is compared."""
+    number = value[0] if isinstance(value, tuple) else value
+    if not column.best or isinstance(number, (str, bool)) or number is None:
+        return math.nan
+    rounded = float(number) if column.decimals is None else round(float(number), column.decimals)
+    return rounded if column.best == "max" else -rounded
+
+
+def _plain(value: Any) -> Value:
+    """The cell with Python's own types, and None for what is no number."""
+    if isinstance(value, (tuple, list, np.ndarray)):
+        first, second = value
+        return _number(first), _number(second)
+    if isinstance(value, (str, bool, np.bool_)) or value is None:
+        return bool(value) if isinstance(value, np.bool_) else value
+    return _number(value)
+
+
+def _number(value: Any) -> Any:
+    value = value.item() if isinstance(value, np.generic) else value
+    if value is None or isinstance(value, int):
+        return value
+    return float(value) if math.isfinite(value) else None
+
+
+def _checked(value: Any) -> Any:
+    pair = isinstance(value, list) and len(value) == 2
+    for one in value if pair else [value]:
+        if not isinstance(one, (int, float) if pair else (str, int, float)) and one is not None:
+            raise ValueError(f"a cell holds {one!r}")
+    return value
+
+
+def _column(decimals: Any = None, **texts: Any) -> Column:
+    if not all(isinstance(text, str) for text in texts.values()) or not isinstance(decimals, int | None):
+        raise ValueError(f"a column is {texts}")
+    return Column(decimals=decimals, **texts)
+
+
+def _is_numeric(table: ResultTable, place: int) -> bool:
+    values = [row[place] for row in table.rows if row[place] is not None]
+    return bool(values) and not any(isinstance(value, (str, bool)) for value in values)
+
+
+def _marked(table: ResultTable, escape: Any, bold: str) -> Iterator[list[str]]:
+    """Escaped cells, the best of them in bold."""
+    for row, best in zip(table.shown(), table.best(), strict=True):
+        yield [bold.format(escape(text)) if b else escape(text) for text, b in zip(row, best, strict=True)]
+
+
+def _csv_headings(column: Column) -> list[str]:
+    return [column.heading + ending for ending in PAIRS[column.pair][1]] if column.pair else [column.heading]
+
+
+def _csv_values(value: Value, column: Column) -> list[Any]:
+    if not column.pair:
+        return [show(value, column) if isinstance(value, tuple) else value]
+    return list(value) if isinstance(value, tuple) else [value, None]
+
+
+def groups_of(columns: Sequence[Column]) -> list[tuple[str, int]]:
+    """Each group of neighbours with its width."""
+    found: list[tuple[str, int]] = []
+    for column in columns:
+        if found and found[-1][0] == column.group and column.group:
+            found[-1] = column.group, found[-1][1] + 1
+        else:
+            found.append((column.group, 1))
+    return found
+
+
+def _latex_groups(columns: Sequence[Column]) -> list[str]:
+    """The row of groups with a rule below each; nothing without groups."""
+    groups = groups_of(columns)
+    if not any(name for name, _ in groups):
+        return []
+    cells, rules, first = [], [], 1
+    for name, width in groups:
+        cells.append(rf"\multicolumn{{{width}}}{{c}}{{{escape_latex(name)}}}" if name else "")
+        rules += [rf"\cmidrule(lr){{{first}-{first + width - 1}}}"] if name else []
+        first += width
+    return [_latex_row(cells), "".join(rules)]
+
+
+def _latex_row(cells: Any) -> str:
+    return " & ".join(cells) + r" \\"
+
+
+# ---- text --------------------------------------------------------------------------------------------------------
+
+
+def escape_latex(text: Any) -> str:
+    """Text that LaTeX shows as it is, on one line."""
+    return "".join(_LATEX.get(one, one) for one in " ".join(str(text).split()))
+
+
+def escape_markdown(text: Any) -> str:
+    """Text that Markdown shows as it is, on one line."""
+    one_line = " ".join(str(text).split())
+    return re.sub(r"([\\`*_\[\]|~#])", r"\\\1", html.escape(one_line, quote=False))
+
+
+def markdown_table(headings: Sequence[str], rows: Any) -> str:
+    """Rows of texts that are escaped already."""
+    lines = [headings, ["---"] * len(headings), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def code(lines: Any) -> str:
+    """An indented block of Markdown: unlike a fenced one, no content can end it."""
+    return "\n".join("    " + " ".join(str(line).split()) for line in lines)
