@@ -438,9 +438,7 @@ def train_model(experiment: Experiment, name: str) -> report.ModelResult:
     """
     run_dir = run_directory(experiment, name)
     if not (run_dir / "result.json").is_file():
-        config = recbole_config(experiment.settings, name, experiment.settings.augmented, run_dir)
-        write_text(run_dir / "config.yaml", yaml.safe_dump(resolved_config(config), allow_unicode=True))
-        _run(experiment, config, name, run_dir)
+        _run(experiment, _start(experiment, name, run_dir), name, run_dir)
     return read_result(run_dir)
 
 
@@ -513,13 +511,55 @@ def resolved_config(config: Any) -> dict[str, Any]:
     return json.loads(json.dumps(plain, default=lambda value: getattr(value, "name", str(value)), sort_keys=True))
 
 
-def _run(experiment: Experiment, config: Any, name: str, run_dir: Path) -> None:
+def validate_model(experiment: Experiment, name: str, run_dir: Path) -> dict[str, Any]:
+    """Train, or resume, or just read one model that is judged on validation alone; its test targets are not ranked.
+
+    The folder ends up with ``config.yaml``, ``epochs.csv``, ``log.txt`` and ``valid.json``, without weights.
+
+    Returns: what ``valid.json`` holds: ``score`` (the validation metric of the best epoch), ``metric``, ``epochs``,
+        ``seconds`` of training, ``phases`` and ``parameters``.
+    """
+    path = run_dir / "valid.json"
+    if not path.is_file():
+        config = _start(experiment, name, run_dir)
+        trainer, model, _, _ = _fitted(experiment, config, name, run_dir)
+        result = {"score": float(trainer.best_valid_score), "metric": trainer.valid_metric.lower()}
+        write_json(path, {**result, "epochs": len(trainer.epoch_log), **_training_of(trainer, model)})
+        for weights in run_dir.glob("*.pth*"):
+            weights.unlink()
+    return read_json(path)
+
+
+def _start(experiment: Experiment, name: str, run_dir: Path) -> Any:
+    """The configuration of a run that begins, or goes on, written into its folder."""
+    config = recbole_config(experiment.settings, name, experiment.settings.augmented, run_dir)
+    write_text(run_dir / "config.yaml", yaml.safe_dump(resolved_config(config), allow_unicode=True))
+    return config
+
+
+def _fitted(experiment: Experiment, config: Any, name: str, run_dir: Path) -> tuple[Any, Any, Any, Any]:
+    """Trainer and model after training, the training part, and the loader of the test targets."""
     init_seed(config["seed"], config["reproducibility"])
     train_data, valid_data, test_data, cls = loaders(experiment, config, name)
     model = cls(config, train_data._dataset).to(config["device"])
     trainer = make_trainer(experiment, config, model, run_dir, train_data._dataset)
     with _log_to(run_dir / "log.txt"):
         trainer.fit(train_data, valid_data)
+    return trainer, model, train_data._dataset, test_data
+
+
+def _training_of(trainer: Any, model: Any) -> dict[str, Any]:
+    """How training went, and what it was of."""
+    return {
+        "phases": trainer.phases,
+        "seconds": sum(row["train_seconds"] for row in trainer.epoch_log),
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+    }
+
+
+def _run(experiment: Experiment, config: Any, name: str, run_dir: Path) -> None:
+    trainer, model, part, test_data = _fitted(experiment, config, name, run_dir)
+    with _log_to(run_dir / "log.txt"):
         test = trainer.evaluate(test_data, load_best_model=True)
     _write_ranks(experiment, trainer.evaluator.ranks, run_dir / "ranks.csv")
     result = {
@@ -528,12 +568,10 @@ def _run(experiment: Experiment, config: Any, name: str, run_dir: Path) -> None:
         "data_path": str(experiment.settings.data_path),
         "domains": experiment.dataset.domain_names,
         "settings": model_values(experiment.settings, name),
-        "rows": train_data._dataset.training,
+        "rows": part.training,
         "sees_generated": _sees_generated(config),
-        "phases": trainer.phases,
-        "seconds": sum(row["train_seconds"] for row in trainer.epoch_log),
-        "parameters": sum(parameter.numel() for parameter in model.parameters()),
-        "targets_per_epoch": _n_targets(train_data._dataset),
+        **_training_of(trainer, model),
+        "targets_per_epoch": _n_targets(part),
         "best_valid": dict(trainer.best_valid_result or {}),
         "valid_metric": trainer.valid_metric,
         "test": dict(test),
