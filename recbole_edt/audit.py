@@ -29,6 +29,7 @@ from recbole_edt.evaluation import TOPK, RankCollector, domain_metrics, per_user
 from recbole_edt.files import write_safely, write_text
 from recbole_edt.model import LLMEDT
 from recbole_edt.split import TEST
+from recbole_edt.tables import Column, ResultTable, code
 
 N_NEGATIVES = 100
 LABEL = "NOT COMPARABLE"
@@ -86,10 +87,10 @@ def audit(settings: Settings, say: pipeline.Say) -> None:
     table = pd.DataFrame(rows)
     with write_safely(run_dir / "audit.csv") as temporary:
         table.to_csv(temporary, index=False, lineterminator="\n")
-    names, cells = _cells(table)
     title = f"{LABEL}: {settings.dataset}, {run_dir.name}, test targets, same weights in every row"
-    report.print_cells(title, names, cells)
-    write_text(run_dir / "audit.md", _markdown(title, names, cells, settings))
+    shown = _shown(table, title)
+    report.print_result(shown)
+    write_text(run_dir / "audit.md", _markdown(shown, settings))
     say(f"audit: {run_dir / 'audit.md'}")
 
 
@@ -200,26 +201,29 @@ def _rows(protocol: Protocol, ranks: pd.DataFrame, inserted: np.ndarray) -> list
     return [{**about, "domain": name, **dict(values)} for name, values in domain_metrics(ranks, TOPK).iterrows()]
 
 
-def _cells(table: pd.DataFrame) -> tuple[list[str], dict[tuple[str, str], list[str]]]:
-    """Names of the rows, and their cells by (group, column)."""
-    names = list(table["protocol"].unique())
-    cells: dict[tuple[str, str], list[str]] = {}
+def _shown(table: pd.DataFrame, title: str) -> ResultTable:
+    """A row per protocol, its columns by domain and by kind of target."""
+    first = table.drop_duplicates("protocol")
+    names = [name if name == PROTOCOLS[0].name else f"{name} ({LABEL.lower()})" for name in first["protocol"]]
+    columns: list[Any] = ["protocol"]
+    cells: list[Any] = [names]
     for domain, rows in table.groupby("domain", sort=False):
         for metric in ("hit@10", "ndcg@10"):
-            cells[str(domain), metric] = [f"{value:.4f}" for value in rows[metric]]
-    first = table.drop_duplicates("protocol")
-    cells["targets", "inserted"] = [f"{value:.1%}" for value in first["inserted_targets"]]
+            columns.append(Column(metric, str(domain), 4))
+            cells.append(rows[metric])
+    columns.append(Column("inserted", "targets", 1, form="percent"))
+    cells.append(first["inserted_targets"])
     for kind in ("inserted", "real"):
-        values = first[f"hit@10_of_{kind}"]
-        cells["targets", f"hit@10 if {kind}"] = ["n/a" if np.isnan(value) else f"{value:.4f}" for value in values]
-    return [name if name == PROTOCOLS[0].name else f"{name} ({LABEL.lower()})" for name in names], cells
+        columns.append(Column(f"hit@10 if {kind}", "targets", 4))
+        cells.append(first[f"hit@10_of_{kind}"])
+    return ResultTable("audit", title, columns, list(zip(*cells, strict=True)))
 
 
-def _markdown(title: str, names: list[str], cells: Any, settings: Settings) -> str:
+def _markdown(table: ResultTable, settings: Settings) -> str:
     why = (
         "The first row is the honest evaluation: split before anything else, every candidate scored by its own two "
         "parts, against all real items of the target's domain. Each further row changes what it names, on the same "
         "weights; its numbers measure the protocol and must not stand beside those of another model."
     )
-    parts = [f"# {title}", why, report.cells_markdown("protocol", names, cells)]
-    return "\n\n".join([*parts, f"    {settings.command}"]) + "\n"
+    parts = [f"# {table.title}", why, table.markdown(), code([settings.command])]
+    return "\n\n".join(parts) + "\n"

@@ -391,6 +391,42 @@ def experiment_on(dataset: EDTDataset, settings: Settings) -> Experiment:
     return Experiment(settings, folder, dataset, split_hash, candidates)
 
 
+class Laboratory:
+    """Experiments under settings that start from the same: rows and profiles of their own are made when first needed.
+
+    Args:
+        settings: what all start from; their data are made, or found, at once.
+        say: for what the stages before training say.
+
+    Attributes:
+        base: the experiment under ``settings``.
+    """
+
+    def __init__(self, settings: Settings, say: Say) -> None:
+        self.settings, self._say = settings, say
+        self._opened = partial(LiveWriter, spent=Usage())  # one account for all
+        prepare(settings, say)
+        embed(settings, say, self._opened)
+        self._made: set[str] = set()
+        self.make(settings)
+        self.base = self._last = open_experiment(settings)
+
+    def make(self, own: Settings, name: str = "") -> None:
+        """Run the stages augment and profile for settings with other rows or profiles, once."""
+        if own.augmented not in self._made:
+            for stage in (augment_data, profile):
+                stage(own, lambda line: self._say(f"{name}: {line}" if name else line), self._opened)
+            self._made.add(own.augmented)
+
+    def experiment(self, own: Settings, name: str = "") -> Experiment:
+        """The experiment under other settings; the data of the base, and those used last, are kept loaded."""
+        self.make(own, name)
+        loaded = {one.settings.augmented: one for one in (self.base, self._last)}
+        if own.augmented not in loaded:
+            self._last = loaded[own.augmented] = open_experiment(own)
+        return experiment_on(loaded[own.augmented].dataset, own)
+
+
 def seed_of(settings: Settings) -> int:
     """The seed of sampled candidates and, unless a model has its own, of training."""
     return int(settings.recbole.get("seed", RUN_DEFAULTS["seed"]))

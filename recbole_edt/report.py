@@ -6,10 +6,10 @@ they are escaped wherever the output has a syntax of its own.
 
 from __future__ import annotations
 
-import html
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import IO, Any
 
@@ -21,6 +21,7 @@ from rich.table import Table
 from rich.text import Text
 from scipy import stats
 
+from recbole_edt import figures
 from recbole_edt.errors import ConfigError, DataError
 from recbole_edt.evaluation import (
     GROUP_LABELS,
@@ -33,15 +34,13 @@ from recbole_edt.evaluation import (
     per_user,
 )
 from recbole_edt.files import write_json, write_safely
+from recbole_edt.tables import Column, ResultTable, code, escape_markdown, groups_of
 
 EARLY_STOPPING, EPOCH_CAP = "early stopping", "epoch cap"
 DECIMALS = 4
 RESAMPLES = 10_000
 CAP_LEGEND = "ended by its epoch cap, not by early stopping: it may not have converged"
 
-# Eight colours of Okabe and Ito, told apart with any colour vision; the palest last.
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#999999")
-_LINES = ("-", "--", "-.", (0, (6, 1.5, 1, 1.5, 1, 1.5)))
 # Random counts alive at a time while resampling.
 _BLOCK_ELEMENTS = 2**22
 
@@ -86,13 +85,20 @@ def comparison_table(runs: Sequence[ModelResult], k: int = 10) -> pd.DataFrame:
     return pd.DataFrame(np.stack([table.to_numpy().ravel() for table in tables]), names, columns)
 
 
+def results_table(runs: Sequence[ModelResult], k: int = 10, title: str = "Results") -> ResultTable:
+    """`comparison_table` to be shown, the best of each column marked, and models that were ended by their cap."""
+    table = comparison_table(runs, k)
+    headings: list[Any] = table.columns.to_list()
+    columns = [Column(metric, domain, DECIMALS, "max") for domain, metric in headings]
+    rows = [(name, *row) for name, row in zip(_marked_names(runs), table.to_numpy(), strict=True)]
+    note = f"† {CAP_LEGEND}" if any(run.status == EPOCH_CAP for run in runs) else ""
+    return ResultTable("results", title, ["model", *columns], rows, note)
+
+
 def print_table(
     runs: Sequence[ModelResult], title: str, offline: str = "", k: int = 10, file: IO[str] | None = None
 ) -> None:
     """Print the comparison for a reader at a terminal, or as plain text into a pipe.
-
-    The best of each column is bold, or starred where there is no bold. A terminal too narrow for all domains
-    side by side gets them one below the other.
 
     Args:
         runs: the models.
@@ -101,17 +107,31 @@ def print_table(
         k: the cut-off.
         file: where to print; None is the standard output.
     """
+    print_result(results_table(runs, k, f"{title}: {what_was_ranked(runs[0].ranks)}"), offline, file)
+
+
+def print_result(table: ResultTable, subtitle: str = "", file: IO[str] | None = None) -> None:
+    """Print any table of results.
+
+    The best are bold, or starred where there is no bold. A terminal too narrow for all groups of columns side by side
+    gets them one below the other.
+
+    Args:
+        table: what to print; its note comes last.
+        subtitle: a second line below the title.
+        file: where to print; None is the standard output.
+    """
     console = Console(file=file, highlight=False)
     if not console.is_terminal:
         console.width = 1000
-    table = comparison_table(runs, k)
-    console.print(Text(f"{title}: {what_was_ranked(runs[0].ranks)}"))
-    if offline:
-        console.print(Text(offline))
-    names = _marked_names(runs, _dagger(console))
-    for part in _fitting(console, table, names):
+    for line in filter(None, (table.title, subtitle)):
+        console.print(_text(console, line))
+    for part in _fitting(console, table):
         console.print(part, end="\n\n")
-    _print_legend(console, runs)
+    if console.color_system is None and table.best().any():
+        console.print(Text("* best of its " + table.best_of))
+    if table.note:
+        console.print(_text(console, table.note), soft_wrap=True)
 
 
 def what_was_ranked(ranks: pd.DataFrame) -> str:
@@ -273,45 +293,24 @@ def seeds_table(runs: Mapping[str, Sequence[ModelResult]], k: int = 10) -> tuple
     return pd.DataFrame(mean).T, pd.DataFrame(deviation).T
 
 
+def mean_table(runs: Mapping[str, Sequence[ModelResult]], k: int = 10, title: str = "Results") -> ResultTable:
+    """`seeds_table` to be shown, those marked of which any seed was ended by its cap."""
+    mean, deviation = seeds_table(runs, k)
+    headings: list[Any] = mean.columns.to_list()
+    columns = [Column(metric, domain, DECIMALS, pair="deviation") for domain, metric in headings]
+    names = [name + "†" * any(run.status == EPOCH_CAP for run in several) for name, several in runs.items()]
+    pairs = np.stack([mean.to_numpy(), deviation.to_numpy()], axis=2)  # [variants, columns, 2]
+    rows = [(name, *row) for name, row in zip(names, pairs, strict=True)]
+    capped = f"; † in at least one seed {CAP_LEGEND}" * (names != list(runs))
+    note = f"mean ± standard deviation over seeds{capped}"
+    return ResultTable("means", title, ["variant", *columns], rows, note)
+
+
 def print_seeds(
     runs: Mapping[str, Sequence[ModelResult]], title: str, k: int = 10, file: IO[str] | None = None
 ) -> None:
-    """Print means with their deviations in brackets, and mark what was ended by its cap in any seed."""
-    console = Console(file=file, highlight=False)
-    names = _seeds_names(runs, _dagger(console))
-    print_cells(title, names, _seeds_cells(runs, k, "{} ({})"), file)
-    console.print(Text("mean (standard deviation over seeds)"))
-    if names != list(runs):
-        console.print(Text(f"{_dagger(console)} in at least one seed {CAP_LEGEND}"), soft_wrap=True)
-
-
-def print_cells(
-    title: str, names: Sequence[str], cells: Mapping[tuple[str, str], Sequence[str]], file: IO[str] | None = None
-) -> None:
-    """Print a table of ready texts; groups of columns stand one below the other where there is no room.
-
-    Args:
-        title: a line above it.
-        names: of the rows.
-        cells: a text per row, by (group, column).
-        file: where to print; None is the standard output.
-    """
-    console = Console(file=file, highlight=False)
-    if not console.is_terminal:
-        console.width = 1000
-    console.print(Text(title))
-    groups = list(dict.fromkeys(group for group, _ in cells))
-    parts = [_cells_block(names, cells, groups)]
-    if console.measure(parts[0], options=console.options.update(max_width=10_000)).maximum > console.width:
-        parts = [_cells_block(names, cells, [group]) for group in groups]
-    for part in parts:
-        console.print(part, end="\n\n")
-
-
-def cells_markdown(heading: str, names: Sequence[str], cells: Mapping[tuple[str, str], Sequence[str]]) -> str:
-    """The same as Markdown; ``heading`` stands over the names."""
-    headings = [_escape(heading), *(_escape(" ".join(column)) for column in cells)]
-    return _markdown_table(headings, list(zip(map(_escape, names), *cells.values(), strict=True)))
+    """Print means with their deviations."""
+    print_result(mean_table(runs, k, title), file=file)
 
 
 def variants_report(
@@ -336,16 +335,16 @@ def variants_report(
         reproduce: the command that gives these numbers.
         k: the cut-off of the tables.
     """
-    sections = [f"# {_escape(title)}", _escape(offline), "Mean ± standard deviation over seeds."]
+    sections = [f"# {escape_markdown(title)}", escape_markdown(offline)]
     for several in runs.values():
         first = next(iter(several))
-        tests = paired_tests_over_seeds(several, first, f"ndcg@{k}")
-        sections += [f"## {_escape(what_was_ranked(several[first][0].ranks))}", _seeds_markdown(several, k)]
-        sections += [f"### {_escape(first)} against the others, ndcg@{k}, each user's mean over seeds"]
-        sections += [_tests_markdown(tests)]
-    sections += ["## Variants", _code(variants), "## Settings", _code(settings)]
-    sections += ["## Versions", _code(f"{library} {version}" for library, version in versions.items())]
-    return "\n\n".join([*sections, "## How to reproduce", _code(reproduce.splitlines())]) + "\n"
+        means, ranked = mean_table(several, k), what_was_ranked(several[first][0].ranks)
+        tests = significance_table(paired_tests_over_seeds(several, first, f"ndcg@{k}"), first, f"ndcg@{k}")
+        sections += [f"## {escape_markdown(ranked)}", means.markdown()]
+        sections += [f"### {escape_markdown(tests.title)}, each user's mean over seeds", tests.markdown()]
+    sections += ["## Variants", code(variants), "## Settings", code(settings)]
+    sections += ["## Versions", code(f"{library} {version}" for library, version in versions.items())]
+    return "\n\n".join([*sections, "## How to reproduce", code(reproduce.splitlines())]) + "\n"
 
 
 # ---- report and figure ---------------------------------------------------------------------------------------
@@ -378,45 +377,97 @@ def markdown_report(
         seed: of the bootstrap.
     """
     metric = f"ndcg@{k}"
-    sections = [f"# {_escape(title)}", _escape(what_was_ranked(runs[0].ranks) + "."), _escape(offline)]
-    sections += ["## Results", _results_markdown(runs, k)]
-    groups = group_table(runs, metric)
-    if len(groups):
-        sections += [f"## {metric} by group", _groups_markdown(groups)]
-    if reference is not None and len(runs) > 1:
-        tests = paired_tests(runs, reference, metric, seed)
-        sections += [f"## {_escape(reference)} against the others, {metric}", _tests_markdown(tests)]
-    sections += ["## Models", _models_markdown(runs)]
+    lines = (what_was_ranked(runs[0].ranks) + ".", offline)
+    sections = [f"# {escape_markdown(title)}", *map(escape_markdown, lines)]
+    for table in report_tables(runs, reference, k, seed):
+        sections += [f"## {escape_markdown(table.title)}", table.markdown()]
     if figure:
         sections.append(f"![Validation {metric} and training loss per epoch]({figure})")
     for name, values in (settings or {}).items():
-        sections += [f"### Settings of {_escape(name)}", _code(f"{key}: {values[key]}" for key in sorted(values))]
+        listed = (f"{key}: {values[key]}" for key in sorted(values))
+        sections += [f"### Settings of {escape_markdown(name)}", code(listed)]
     if versions:
-        sections += ["## Versions", _code(f"{library} {version}" for library, version in versions.items())]
+        sections += ["## Versions", code(f"{library} {version}" for library, version in versions.items())]
     if reproduce:
-        sections += ["## How to reproduce", _code(reproduce.splitlines())]
+        sections += ["## How to reproduce", code(reproduce.splitlines())]
     return "\n\n".join(section for section in sections if section) + "\n"
 
 
+def report_tables(
+    runs: Sequence[ModelResult], reference: str | None = None, k: int = 10, seed: int = 42
+) -> list[ResultTable]:
+    """Results, groups of users, paired tests of ``reference`` with all others (None leaves them out), and models."""
+    metric = f"ndcg@{k}"
+    tables = [results_table(runs, k)]
+    groups = group_table(runs, metric)
+    if len(groups):
+        tables.append(groups_table(groups, metric))
+    if reference is not None and len(runs) > 1:
+        tables.append(significance_table(paired_tests(runs, reference, metric, seed), reference, metric))
+    return [*tables, models_table(runs)]
+
+
+def groups_table(groups: pd.DataFrame, metric: str) -> ResultTable:
+    """`group_table` to be shown, the best of each row marked."""
+    models = [Column(str(name), "", DECIMALS, "max") for name in groups.columns[3:]]
+    rows = groups.astype({"label": str}).to_numpy(dtype=object).tolist()
+    return ResultTable("groups", f"{metric} by group", ["group", "label", "users", *models], rows, best_of="row")
+
+
+def significance_table(tests: pd.DataFrame, reference: str, metric: str) -> ResultTable:
+    """`paired_tests` to be shown."""
+    columns = (
+        "model",
+        "domain",
+        "users",
+        Column("difference", decimals=DECIMALS, form="signed"),
+        Column("95 % interval", decimals=DECIMALS, form="signed", pair="interval"),
+        Column("p", decimals=DECIMALS, form="p"),
+        Column("p (Holm)", decimals=DECIMALS, form="p"),
+    )
+    rows = tuple(
+        (one.model, one.domain, one.users, one.difference, (one.low, one.high), one.p, one.p_holm)
+        for one in tests.itertuples()
+    )
+    how = (
+        "Paired over users. Interval: bootstrap of the mean difference, "
+        f"{RESAMPLES:,} resamples. p: Wilcoxon signed rank, two-sided; Holm over all rows."
+    )
+    return ResultTable("tests", f"{reference} against the others, {metric}", columns, rows, how)
+
+
+def models_table(runs: Sequence[ModelResult]) -> ResultTable:
+    """How each model was trained."""
+    time = Column("training time (s)", decimals=0)
+    columns = ("model", "parameters", "epochs", "best epoch", "ended by", time, "note")
+    rows = tuple(
+        (
+            run.name,
+            run.n_parameters,
+            None if run.epochs is None else len(run.epochs),
+            run.best_epoch,
+            run.status,
+            run.seconds,
+            run.note,
+        )
+        for run in runs
+    )
+    return ResultTable("models", "Models", columns, rows)
+
+
 def plot_curves(runs: Sequence[ModelResult], path: Path, metric: str = "ndcg@10") -> None:
-    """Draw validation metric and training loss per epoch of every run that has them, as a PNG.
+    """Draw validation metric and training loss per epoch of every run that has them, as PNG and PDF.
 
     A dotted line marks the start of a run's next phase, a ring the epoch whose weights were tested.
     """
-    from matplotlib.figure import Figure  # slow to import, and needed here only
-
-    figure = Figure(figsize=(9, 7.2), layout="constrained")
-    upper, lower = figure.subplots(2, 1, sharex=True)
+    figure, (upper, lower) = figures.new(9, 7.2, n_rows=2, sharex=True)
     for number, run in enumerate(runs):
-        style = {"color": _COLOURS[number % len(_COLOURS)], "linestyle": _LINES[number % len(_LINES)]}
+        style = {**figures.line(number), "marker": ""}
         _draw_run(upper, run, metric, style)
         _draw_run(lower, run, "train_loss", style)
     _label_axes(upper, lower, metric)
-    if upper.lines:
-        title = "† ended by its epoch cap" if any(run.status == EPOCH_CAP for run in runs) else None
-        upper.legend(title=title, loc="upper left", bbox_to_anchor=(1.01, 1), borderaxespad=0, frameon=False)
-    with write_safely(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=150)
+    figures.legend(upper, "† ended by its epoch cap" if any(run.status == EPOCH_CAP for run in runs) else None)
+    figures.save(figure, path)
 
 
 # ---- details -------------------------------------------------------------------------------------------------
@@ -429,76 +480,63 @@ def _by_name(runs: Sequence[ModelResult]) -> dict[str, ModelResult]:
     return named
 
 
-def _is_best(table: pd.DataFrame) -> np.ndarray:
-    """``[rows, columns]`` True for the best of each column, for all that print like it; a lone row has none."""
-    shown = table.round(DECIMALS)
-    return (shown == shown.max()).to_numpy() & (len(table) > 1)
+def _marked_names(runs: Sequence[ModelResult]) -> list[str]:
+    return [run.name + "†" * (run.status == EPOCH_CAP) for run in runs]
 
 
-def _shown(value: float) -> str:
-    return "n/a" if np.isnan(value) else f"{value:.{DECIMALS}f}"
+def _text(console: Console, text: str, style: str = "") -> Text:
+    """Text whose marks this terminal can show."""
+    if not console.encoding.lower().startswith("utf"):
+        text = text.replace("†", "+").replace("±", "+-")
+    return Text(text, style)
 
 
-def _shown_row(values: np.ndarray, best: np.ndarray) -> list[str]:
-    """Cells of a Markdown table, the best in bold."""
-    return [f"**{_shown(v)}**" if b else _shown(v) for v, b in zip(values, best, strict=True)]
-
-
-def _marked_names(runs: Sequence[ModelResult], dagger: str) -> list[str]:
-    return [run.name + (dagger if run.status == EPOCH_CAP else "") for run in runs]
-
-
-def _dagger(console: Console) -> str:
-    return "†" if console.encoding.lower().startswith("utf") else "+"
-
-
-def _fitting(console: Console, table: pd.DataFrame, names: list[str]) -> list[Table]:
-    """One table with all domains side by side if the terminal is wide enough, else one table per domain."""
-    domains = list(dict.fromkeys(table.columns.get_level_values(0)))
-    whole = _rich_table(console, table, names, domains)
+def _fitting(console: Console, table: ResultTable) -> list[Table]:
+    """One table with all groups side by side if the terminal is wide enough, else one table per group."""
+    groups = [(first, first + width) for first, width in _spans(table.columns[1:])]
+    whole = _rich_table(console, table, groups)
     wide = console.options.update(max_width=10_000)
     if console.measure(whole, options=wide).maximum <= console.width:
         return [whole]
-    return [_rich_table(console, table, names, [domain]) for domain in domains]
+    return [_rich_table(console, table, [group]) for group in groups]
 
 
-def _rich_table(console: Console, table: pd.DataFrame, names: list[str], domains: list[str]) -> Table:
-    """A block per domain under its name; blocks are tables of their own, so that a heading can span columns."""
+def _spans(columns: Sequence[Column]) -> Iterator[tuple[int, int]]:
+    """First place and width of each group, among all columns of the table; what has no group stands together."""
+    place = 1
+    for _, several in groupby(groups_of(columns), key=lambda group: group[0]):
+        width = sum(width for _, width in several)
+        yield place, width
+        place += width
+
+
+def _rich_table(console: Console, table: ResultTable, groups: Sequence[tuple[int, int]]) -> Table:
+    """A block per group under its name; blocks are tables of their own, so that a heading can span columns."""
     outer = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
-    first = _block("model")
-    for name in names:
-        first.add_row(Text(name))
     outer.add_column("")
-    blocks = [first]
-    for domain in domains:
-        outer.add_column(Text(domain), justify="center")
-        blocks.append(_metric_block(console, table, domain))
+    blocks = [_block(console, table, 0, 1)]
+    for first, end in groups:
+        outer.add_column(Text(table.columns[first].group), justify="center")
+        blocks.append(_block(console, table, first, end))
     outer.add_row(*blocks)
     return outer
 
 
-def _metric_block(console: Console, table: pd.DataFrame, domain: str) -> Table:
-    values = pd.DataFrame(table[domain])
-    normal, best = ("", "") if console.color_system is not None else (" ", "*")
-    block = _block(*[f"{name}{normal}" for name in values.columns], justify="right")
-    for row, is_best in zip(values.to_numpy(), _is_best(values), strict=True):
-        cells = zip(row, is_best, strict=True)
-        block.add_row(*(Text(_shown(v) + (best if b else normal), "bold" if b else "") for v, b in cells))
-    return block
-
-
-def _block(*headings: Any, justify: Any = "left") -> Table:
+def _block(console: Console, table: ResultTable, first: int, end: int) -> Table:
+    """The columns from ``first`` to before ``end``."""
+    normal, star = ("", "") if console.color_system is not None else (" ", "*")
     block = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="")
-    for heading in headings:
-        block.add_column(Text(str(heading)), justify=justify, no_wrap=True)
+    columns = table.columns[first:end]
+    for place, column in enumerate(columns, first):
+        ending = normal if column.best else ""
+        block.add_column(_text(console, column.name + ending), justify="right" if place else "left", no_wrap=True)
+    for row, row_best in zip(table.shown(), table.best(), strict=True):
+        cells = []
+        for text, best, column in zip(row[first:end], row_best[first:end], columns, strict=True):
+            ending = (star if best else normal) if column.best else ""
+            cells.append(_text(console, text + ending, "bold" if best else ""))
+        block.add_row(*cells)
     return block
-
-
-def _print_legend(console: Console, runs: Sequence[ModelResult]) -> None:
-    if console.color_system is None and len(runs) > 1:
-        console.print(Text("* best of its column"))
-    if any(run.status == EPOCH_CAP for run in runs):
-        console.print(Text(f"{_dagger(console)} {CAP_LEGEND}"))
 
 
 def _as_json(run: ModelResult, table: pd.DataFrame) -> dict[str, Any]:
@@ -547,121 +585,6 @@ def _by_domain(tables: Sequence[pd.DataFrame]) -> dict[str, list[pd.DataFrame]]:
     return {OVERALL: list(tables), **parts}
 
 
-def _results_markdown(runs: Sequence[ModelResult], k: int) -> str:
-    table = comparison_table(runs, k)
-    best = _is_best(table)
-    rows = [
-        [_escape(name), *_shown_row(row, row_best)]
-        for name, row, row_best in zip(_marked_names(runs, "†"), table.to_numpy(), best, strict=True)
-    ]
-    text = _markdown_table(["model", *(_escape(" ".join(column)) for column in table.columns)], rows)
-    if any(run.status == EPOCH_CAP for run in runs):
-        text += f"\n\n† {CAP_LEGEND}."
-    return text
-
-
-def _seeds_cells(runs: Mapping[str, Sequence[ModelResult]], k: int, form: str) -> dict[Any, list[str]]:
-    """Mean and deviation of every model as text, by (domain, metric)."""
-    mean, deviation = seeds_table(runs, k)
-    cells: dict[Any, list[str]] = {}
-    for place, column in enumerate(mean.columns.to_flat_index().to_list()):
-        values = zip(mean.iloc[:, place], deviation.iloc[:, place], strict=True)
-        cells[column] = [form.format(_shown(a), _shown(b)) for a, b in values]
-    return cells
-
-
-def _cells_block(
-    names: Sequence[str], cells: Mapping[tuple[str, str], Sequence[str]], groups: Sequence[str]
-) -> Table:
-    block = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
-    block.add_column("")
-    shown = {column: texts for column, texts in cells.items() if column[0] in groups}
-    for column in shown:
-        block.add_column(Text(" ".join(column)), justify="right", no_wrap=True)
-    for name, *row in zip(names, *shown.values(), strict=True):
-        block.add_row(Text(name), *map(Text, row))
-    return block
-
-
-def _seeds_markdown(runs: Mapping[str, Sequence[ModelResult]], k: int) -> str:
-    names = _seeds_names(runs, "†")
-    text = cells_markdown("variant", names, _seeds_cells(runs, k, "{} ± {}"))
-    return text + f"\n\n† in at least one seed {CAP_LEGEND}." * (names != list(runs))
-
-
-def _seeds_names(runs: Mapping[str, Sequence[ModelResult]], dagger: str) -> list[str]:
-    """Names of the rows, those marked of which any seed was ended by its cap."""
-    return [name + dagger * any(run.status == EPOCH_CAP for run in several) for name, several in runs.items()]
-
-
-def _groups_markdown(groups: pd.DataFrame) -> str:
-    models = list(groups.columns[3:])
-    values, best = groups[models].to_numpy(), _is_best(groups[models].T).T
-    heads = groups[["group", "label", "users"]].to_dict("records")
-    rows = [
-        [_escape(head["group"]), _escape(head["label"]), f"{head['users']:,}", *_shown_row(row, row_best)]
-        for head, row, row_best in zip(heads, values, best, strict=True)
-    ]
-    return _markdown_table(["group", "label", "users", *map(_escape, models)], rows)
-
-
-def _tests_markdown(tests: pd.DataFrame) -> str:
-    rows = [
-        [
-            _escape(test["model"]),
-            _escape(test["domain"]),
-            f"{test['users']:,}",
-            f"{test['difference']:+.{DECIMALS}f}",
-            f"{test['low']:+.{DECIMALS}f} to {test['high']:+.{DECIMALS}f}",
-            _shown_p(test["p"]),
-            _shown_p(test["p_holm"]),
-        ]
-        for test in tests.to_dict("records")
-    ]
-    headings = ["model", "domain", "users", "difference", "95 % interval", "p", "p (Holm)"]
-    how = (
-        "Paired over users. Interval: bootstrap of the mean difference, "
-        f"{RESAMPLES:,} resamples. p: Wilcoxon signed rank, two-sided; Holm over all rows."
-    )
-    return how + "\n\n" + _markdown_table(headings, rows)
-
-
-def _shown_p(p: float) -> str:
-    return "< 0.0001" if p < 0.0001 else f"{p:.4f}"
-
-
-def _models_markdown(runs: Sequence[ModelResult]) -> str:
-    rows = [
-        [
-            _escape(run.name),
-            f"{run.n_parameters:,}",
-            "n/a" if run.epochs is None else str(len(run.epochs)),
-            "n/a" if run.best_epoch is None else str(run.best_epoch),
-            _escape(run.status),
-            "n/a" if np.isnan(run.seconds) else f"{run.seconds:,.0f} s",
-            _escape(run.note),
-        ]
-        for run in runs
-    ]
-    return _markdown_table(["model", "parameters", "epochs", "best epoch", "ended by", "training time", "note"], rows)
-
-
-def _markdown_table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [headings, ["---"] * len(headings), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
-
-
-def _escape(text: Any) -> str:
-    """Text as Markdown that shows it as it is, on one line."""
-    one_line = " ".join(str(text).split())
-    return re.sub(r"([\\`*_\[\]|~#])", r"\\\1", html.escape(one_line, quote=False))
-
-
-def _code(lines: Any) -> str:
-    """An indented block: unlike a fenced one, no content can end it."""
-    return "\n".join("    " + " ".join(str(line).split()) for line in lines)
-
-
 def _draw_run(axes: Any, run: ModelResult, column: str, style: Mapping[str, Any]) -> None:
     epochs = run.epochs
     if epochs is None or column not in epochs:
@@ -669,10 +592,10 @@ def _draw_run(axes: Any, run: ModelResult, column: str, style: Mapping[str, Any]
     x, y = np.arange(1, len(epochs) + 1), epochs[column].to_numpy(dtype=float)
     phase = epochs["phase"].astype(str).to_numpy() if "phase" in epochs else np.full(len(x), "")
     starts = np.flatnonzero(phase[1:] != phase[:-1]) + 1
-    label: str | None = _plain_text(_marked_names([run], "†")[0])
+    label: str | None = figures.plain(_marked_names([run])[0])
     # A phase has a loss of its own, so the line is broken between them.
     for part in np.split(np.arange(len(x)), starts):
-        axes.plot(x[part], y[part], label=label, marker="." if len(part) == 1 else "", linewidth=1.8, **style)
+        axes.plot(x[part], y[part], label=label, **{**style, "marker": "." if len(part) == 1 else ""})
         label = None
     for start in starts:
         axes.axvline(start + 0.5, color=style["color"], linestyle=":", linewidth=1)
@@ -685,7 +608,7 @@ def _draw_run(axes: Any, run: ModelResult, column: str, style: Mapping[str, Any]
 
 def _name_phase(axes: Any, x: float, text: str) -> None:
     place = {"xycoords": ("data", "axes fraction"), "xytext": (4, 4), "textcoords": "offset points"}
-    axes.annotate(_plain_text(text), (x, 0), va="bottom", fontsize=8, color="#333333", **place)
+    axes.annotate(figures.plain(text), (x, 0), va="bottom", fontsize=8, color="#333333", **place)
 
 
 def _label_axes(upper: Any, lower: Any, metric: str) -> None:
@@ -699,11 +622,4 @@ def _label_axes(upper: Any, lower: Any, metric: str) -> None:
         lower.set_yscale("log", subs=[2, 5])
         lower.yaxis.set_major_formatter("{x:g}")
         lower.yaxis.set_minor_formatter("{x:g}")
-    for axes in (upper, lower):
-        axes.grid(True, which="both", color="#dddddd", linewidth=0.6)
-        axes.spines[["top", "right"]].set_visible(False)
-
-
-def _plain_text(text: str) -> str:
-    """Without the dollar signs that would start a formula; a leading underscore would hide it from the legend."""
-    return " " * text.startswith("_") + text.replace("$", r"\$")
+    lower.grid(which="minor")

@@ -24,7 +24,7 @@ from recbole_edt.files import read_json, write_text
 Value: TypeAlias = "str | int | float | bool | None | tuple[float | None, float | None]"
 """A cell: text, a number, nothing, or a pair (mean and deviation, or the two ends of an interval)."""
 
-FORMS = ("plain", "signed", "p")
+FORMS = ("plain", "signed", "p", "percent")
 PAIRS = {"deviation": ("{} ± {}", ("", " deviation")), "interval": ("{} to {}", (" low", " high"))}
 """How a pair is shown, and what its two columns of CSV are called."""
 MISSING = "n/a"
@@ -64,7 +64,7 @@ class Column:
         group: heading over several neighbours with the same group, such as the domain.
         decimals: of numbers; None shows whole numbers with commas between thousands.
         best: ``max`` or ``min`` marks the best value in bold, ``""`` none.
-        form: ``plain``, ``signed`` (+0.01) or ``p`` (values too small for the decimals as ``< 0.0001``).
+        form: ``plain``, ``signed`` (+0.01), ``percent`` (of a share) or ``p`` (``< 0.0001`` below what is shown).
         pair: ``deviation`` or ``interval`` where the values are pairs.
     """
 
@@ -76,7 +76,10 @@ class Column:
     pair: str = ""
 
     def __post_init__(self) -> None:
-        assert self.best in ("", "max", "min") and self.form in FORMS and self.pair in ("", *PAIRS)
+        choices = {"best": ("", "max", "min"), "form": FORMS, "pair": ("", *PAIRS)}
+        for key, known in choices.items():
+            if getattr(self, key) not in known:
+                raise ValueError(f"column {self.name}: {key} {getattr(self, key)!r} is not one of {known}")
 
     @property
     def heading(self) -> str:
@@ -91,8 +94,8 @@ class ResultTable:
     Attributes:
         name: short, for files and anchors, such as ``table-2``.
         title: heading.
-        columns: `Column` each; a text stands for a column of that name.
-        rows: a sequence of `Value` per row, as long as ``columns``; NaN counts as None, numpy's scalars as Python's.
+        columns: a `Column` each, or a text for a column of that name without decimals.
+        rows: a `Value` per column each; numpy's scalars become Python's, and what is no finite number None.
         note: what a reader must know to read it right.
         command: what makes it again.
         best_of: ``column`` marks the best down each column, ``row`` the best along each row.
@@ -100,8 +103,8 @@ class ResultTable:
 
     name: str
     title: str
-    columns: tuple[Column, ...]
-    rows: tuple[tuple[Value, ...], ...]
+    columns: Sequence[Any]
+    rows: Sequence[Sequence[Any]]
     note: str = ""
     command: str = ""
     best_of: str = "column"
@@ -112,7 +115,8 @@ class ResultTable:
         object.__setattr__(self, "rows", tuple(tuple(map(_plain, row)) for row in self.rows))
         if uneven := [place for place, row in enumerate(self.rows, 1) if len(row) != len(columns)]:
             raise ValueError(f"table {self.name}: row {uneven[0]} has not {len(columns)} values")
-        assert self.best_of in ("column", "row")
+        if self.best_of not in ("column", "row"):
+            raise ValueError(f"table {self.name}: best_of {self.best_of!r} is not column or row")
 
     def shown(self) -> list[list[str]]:
         """The cells as texts."""
@@ -141,7 +145,7 @@ class ResultTable:
         """
         try:
             return cls._of(json.loads(text))
-        except (ValueError, TypeError, KeyError, AssertionError, RecursionError) as error:
+        except (ValueError, TypeError, KeyError, RecursionError) as error:
             raise DataError(f"{where}: no table of results ({error}); make it again or delete it") from None
 
     @classmethod
@@ -227,7 +231,7 @@ def _shown(value: Any, column: Column) -> str:
         return format(value, f"{sign},") if isinstance(value, int) else format(value, f"{sign},.6g")
     if column.form == "p" and value < 10**-column.decimals:
         return f"< {10**-column.decimals:.{column.decimals}f}"
-    return format(value, f"{sign},.{column.decimals}f")
+    return format(value, f"{sign},.{column.decimals}{'%' if column.form == 'percent' else 'f'}")
 
 
 def _score(value: Value, column: Column) -> float:
@@ -235,7 +239,8 @@ def _score(value: Value, column: Column) -> float:
     number = value[0] if isinstance(value, tuple) else value
     if not column.best or isinstance(number, (str, bool)) or number is None:
         return math.nan
-    rounded = float(number) if column.decimals is None else round(float(number), column.decimals)
+    digits = (column.decimals or 0) + 2 * (column.form == "percent")
+    rounded = float(number) if column.decimals is None else round(float(number), digits)
     return rounded if column.best == "max" else -rounded
 
 

@@ -9,8 +9,6 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +20,11 @@ import yaml
 import recbole_edt
 from recbole_edt import ablation, config, figures, pipeline, report
 from recbole_edt.config import RUN_DEFAULTS, Settings, model_values, recbole_config
-from recbole_edt.costs import Usage
 from recbole_edt.dataset import artefacts_hash
 from recbole_edt.errors import ConfigError, DataError, EDTError, LLMError
 from recbole_edt.files import library_versions, read_json, sha256_of, write_json, write_safely, write_text
 from recbole_edt.split import catalogue_hash
 from recbole_edt.tables import Column, ResultTable
-from recbole_edt.writer import LiveWriter
 
 SPACES = Path(__file__).parent / "spaces"
 ANY = "default"
@@ -124,7 +120,7 @@ def _range_problem(values: Mapping[str, Any]) -> str:
 
 def _settings(settings: Settings, model: str, values: Mapping[str, Any]) -> Settings:
     """The settings of one trial."""
-    own = replace(settings, model=model)
+    own = config.with_keys(settings, {"model": model}, "models to tune")
     return ablation.settings_of(own, f"{model} in {settings.tune.space}", values, pipeline.seed_of(settings))
 
 
@@ -144,12 +140,9 @@ def tune(settings: Settings, say: pipeline.Say) -> None:
     for model in models:
         config.check_model(settings, model)
     spaces = read_space(settings, models)
-    opened = partial(LiveWriter, spent=Usage())  # one account for all trials
-    pipeline.prepare(settings, say)
-    for stage in (pipeline.embed, pipeline.augment_data, pipeline.profile):
-        stage(settings, say, opened)
-    laboratory = Laboratory(settings, opened)
-    folder = laboratory.folder(spaces)
+    settings = config.with_keys(settings, {"models": list(models)}, "models to tune")
+    laboratory = pipeline.Laboratory(settings, say)
+    folder = search_folder(laboratory, spaces)
     for model in models:
         search(laboratory, folder / model, spaces[model], budget, say)
     write_results(settings, folder, budget, say)
@@ -168,56 +161,33 @@ def import_optuna() -> Any:
     return optuna
 
 
-class Laboratory:
-    """Opens the experiment of a trial; rows and profiles of its own are made first, and kept loaded while used.
+def search_folder(laboratory: pipeline.Laboratory, spaces: Mapping[str, Space]) -> Path:
+    """Where a search lives: named after all that its trials have in common, but not after models and budget.
 
-    Args:
-        settings: what all trials start from.
-        opened: access to a language model, for trials with data of their own.
+    Its ``search.json`` says what that is.
     """
-
-    def __init__(self, settings: Settings, opened: pipeline.Opener) -> None:
-        self.settings = settings
-        self._opened = opened
-        self._base = self._last = pipeline.open_experiment(settings)
-
-    def folder(self, spaces: Mapping[str, Space]) -> Path:
-        """Where a search lives: named after all that its trials have in common, but not after models and budget.
-
-        Its ``search.json`` says what that is.
-        """
-        settings, base = self.settings, self._base
-        shared = {"recbole": settings.recbole, "model_settings": settings.model_settings}
-        key = sha256_of(
-            base.split_hash,
-            catalogue_hash(base.dataset.source),
-            artefacts_hash(recbole_config(settings, "LLMEDT", settings.augmented, base.folder)),
-            settings.candidates,
-            shared,
-            config.read_file(space_path(settings)),
-            settings.tune.seed,
-            recbole_edt.__version__,
-        )
-        folder = settings.runs_path / f"{settings.dataset}-tuning-{key[:8]}"
-        path = folder / "search.json"
-        known = read_json(path)["spaces"] if path.is_file() else {}
-        about = {"split_hash": base.split_hash, "candidates": settings.candidates, "seed": pipeline.seed_of(settings)}
-        about |= {"sampler_seed": settings.tune.seed, "versions": library_versions(), **shared}
-        write_json(path, {**about, "spaces": {**known, **spaces}})
-        return folder
-
-    def experiment(self, model: str, values: Mapping[str, Any]) -> pipeline.Experiment:
-        """The experiment under the settings of one trial."""
-        own = _settings(self.settings, model, values)
-        if own.augmented not in (self._base.settings.augmented, self._last.settings.augmented):
-            for stage in (pipeline.augment_data, pipeline.profile):
-                stage(own, lambda line: None, self._opened)
-            self._last = pipeline.open_experiment(own)
-        of_base = own.augmented == self._base.settings.augmented
-        return pipeline.experiment_on((self._base if of_base else self._last).dataset, own)
+    settings, base = laboratory.settings, laboratory.base
+    shared = {"recbole": settings.recbole, "model_settings": settings.model_settings}
+    key = sha256_of(
+        base.split_hash,
+        catalogue_hash(base.dataset.source),
+        artefacts_hash(recbole_config(settings, "LLMEDT", settings.augmented, base.folder)),
+        settings.candidates,
+        shared,
+        config.read_file(space_path(settings)),
+        settings.tune.seed,
+        recbole_edt.__version__,
+    )
+    folder = settings.runs_path / f"{settings.dataset}-tuning-{key[:8]}"
+    path = folder / "search.json"
+    known = read_json(path)["spaces"] if path.is_file() else {}
+    about = {"split_hash": base.split_hash, "candidates": settings.candidates, "seed": pipeline.seed_of(settings)}
+    about |= {"sampler_seed": settings.tune.seed, "versions": library_versions(), **shared}
+    write_json(path, {**about, "spaces": {**known, **spaces}})
+    return folder
 
 
-def search(laboratory: Laboratory, folder: Path, space: Space, budget: int, say: pipeline.Say) -> None:
+def search(laboratory: pipeline.Laboratory, folder: Path, space: Space, budget: int, say: pipeline.Say) -> None:
     """Run the trials of one model that are still to be run, up to ``budget`` in all; ``folder`` is named after it.
 
     Every trial has a sampler of its own, seeded by its number: what is proposed depends on the trials before it and
@@ -307,7 +277,7 @@ def _distribution(optuna: Any, values: Any) -> Any:
 
 
 def _run_trial(
-    laboratory: Laboratory, study: Any, folder: Path, space: Space, number: int, values: dict[str, Any]
+    laboratory: pipeline.Laboratory, study: Any, folder: Path, space: Space, number: int, values: dict[str, Any]
 ) -> float | None:
     """The validation score of one trial; None if its training failed, which its ``failed.json`` explains."""
     earlier = _earlier(study, number, values)
@@ -318,7 +288,8 @@ def _run_trial(
         write_json(run_dir / "failed.json", {"note": "stopped before it had all its values"})
         return None
     try:
-        return float(pipeline.validate_model(laboratory.experiment(model, values), model, run_dir)["score"])
+        experiment = laboratory.experiment(_settings(laboratory.settings, model, values))
+        return float(pipeline.validate_model(experiment, model, run_dir)["score"])
     except (DataError, LLMError):
         raise  # no fault of the values
     except (EDTError, torch.cuda.OutOfMemoryError) as error:
@@ -473,16 +444,9 @@ def write_results(settings: Settings, folder: Path, budget: int, say: pipeline.S
         if about["spaces"][model]:
             figures.save(draw_values(model, trials, about["spaces"][model], metric), folder / model / "values.png")
     write_text(folder / "best.yaml", best_yaml(full, budget, settings))
-    print_result(table)
+    report.print_result(table)
     say(f"trials, table and figure: {folder}")
     say(f"best values, to be given as --config_files: {folder / 'best.yaml'}")
-
-
-def print_result(table: ResultTable) -> None:
-    """A table of results at a terminal."""
-    names = [row[0] for row in table.shown()]
-    columns = zip(table.columns[1:], list(zip(*table.shown(), strict=True))[1:], strict=True)
-    report.print_cells(table.title, names, {(column.group, column.name): cells for column, cells in columns})
 
 
 def draw_history(tables: Mapping[str, pd.DataFrame], metric: str) -> Any:

@@ -146,7 +146,7 @@ def test_every_variant_and_seed_is_trained_once_and_the_tables_follow_from_their
     for name, rows in table[table["domain"] == "overall"].groupby("variant"):
         mean, deviation = rows["ndcg@10"].mean(), rows["ndcg@10"].std()
         line = next(line for line in printed.splitlines() if line.startswith((f"{name} ", f"{name}† ")))
-        assert f"{mean:.4f} ({deviation:.4f})" in line
+        assert f"{mean:.4f} ± {deviation:.4f}" in line
         line = next(line for line in text.splitlines() if line.startswith(f"| {name}"))
         assert f"{mean:.4f} ± {deviation:.4f}" in line
     for part in ("augment.k=1", "run_edt.py ablate", "p (Holm)", "torch ", "seeds 1, 2"):

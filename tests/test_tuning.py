@@ -181,18 +181,20 @@ class Known:
     """In the laboratory's place, where scores are known: the one nearest to ``peak`` is best."""
 
     def __init__(self, monkeypatch, peak: float, seed: int = 42) -> None:
+        self.bad = None
         self.settings, self.trained = settings(**{"tune.seed": seed}), []
         self._peak = peak
         monkeypatch.setattr(pipeline, "validate_model", self._validate)
 
-    def experiment(self, model, values):
-        return values
+    def experiment(self, own):
+        return own
 
-    def _validate(self, values, model, run_dir):
+    def _validate(self, own, model, run_dir):
+        values = own.model_settings[model]
         self.trained.append(values)
-        if values["x"] == "bad":
+        if values["learning_rate"] == self.bad:
             raise EDTError("a candidate has a score that is not finite")
-        result = {"score": -abs(values["x"] - self._peak), "epochs": 1, "seconds": 2.0}
+        result = {"score": -abs(values["learning_rate"] - self._peak), "epochs": 1, "seconds": 2.0}
         tuning.write_json(run_dir / "valid.json", {**result, "phases": [{"ended_by": "early stopping"}]})
         return result
 
@@ -202,8 +204,8 @@ class Known:
 
 
 def test_the_search_finds_a_peak_that_is_known(workplace, monkeypatch):
-    table = Known(monkeypatch, 3.0).search(workplace / "SASRec", {"x": {"low": 0.0, "high": 10.0}}, 25)
-    assert abs(table["x"][tuning.best_row(table)] - 3) < 0.5
+    table = Known(monkeypatch, 3.0).search(workplace / "SASRec", {"learning_rate": {"low": 0.1, "high": 10.0}}, 25)
+    assert abs(table["learning_rate"][tuning.best_row(table)] - 3) < 0.5
     assert list(table["best"]) == list(table["score"].cummax())
 
 
@@ -211,15 +213,15 @@ def test_the_search_finds_a_peak_that_is_known(workplace, monkeypatch):
 def test_a_small_space_is_tried_whole_and_once_however_it_began(workplace, monkeypatch, first):
     known = Known(monkeypatch, 3)
     if first:
-        known.search(workplace / "SASRec", {"x": [1, 2, 3, 4]}, first)
-    table = known.search(workplace / "SASRec", {"x": [1, 2, 3, 4]}, 10)
-    assert sorted(one["x"] for one in known.trained) == [1, 2, 3, 4]
-    assert set(table["state"]) <= {"done", "repeat"} and set(table["x"]) == {1, 2, 3, 4}
+        known.search(workplace / "SASRec", {"learning_rate": [1, 2, 3, 4]}, first)
+    table = known.search(workplace / "SASRec", {"learning_rate": [1, 2, 3, 4]}, 10)
+    assert sorted(one["learning_rate"] for one in known.trained) == [1, 2, 3, 4]
+    assert set(table["state"]) <= {"done", "repeat"} and set(table["learning_rate"]) == {1, 2, 3, 4}
 
 
 def test_values_met_before_are_not_trained_again(workplace, monkeypatch):
     known = Known(monkeypatch, 3)
-    table = known.search(workplace / "SASRec", {"x": [1, 2, 3], "y": [1, 2]}, 5)
+    table = known.search(workplace / "SASRec", {"learning_rate": [1, 2, 3], "weight_decay": [1, 2]}, 5)
     repeats = table[table["state"] == "repeat"]
     assert len(repeats) and len(known.trained) == 5 - len(repeats)
     first = table.set_index("trial")
@@ -228,17 +230,19 @@ def test_values_met_before_are_not_trained_again(workplace, monkeypatch):
 
 
 def test_a_training_that_diverges_is_noted_and_the_search_goes_on(workplace, monkeypatch):
-    table = Known(monkeypatch, 3).search(workplace / "SASRec", {"x": [1, "bad", 3]}, 3)
+    known = Known(monkeypatch, 3)
+    known.bad = 2
+    table = known.search(workplace / "SASRec", {"learning_rate": [1, 2, 3]}, 3)
     assert sorted(table["state"]) == ["done", "done", "failed"]
     failed = table[table["state"] == "failed"].iloc[0]
     assert failed["note"] == "a candidate has a score that is not finite" and np.isnan(failed["score"])
-    assert table["x"][tuning.best_row(table)] == "3"
+    assert table["learning_rate"][tuning.best_row(table)] == 3
 
 
 def test_another_seed_of_the_sampler_proposes_other_values(workplace, monkeypatch):
-    space = {"x": {"low": 0, "high": 1000}}
+    space = {"learning_rate": {"low": 0, "high": 1000}}
     found = [
-        list(Known(monkeypatch, 3, seed).search(workplace / f"{n}/SASRec", space, 4)["x"])
+        list(Known(monkeypatch, 3, seed).search(workplace / f"{n}/SASRec", space, 4)["learning_rate"])
         for n, seed in enumerate((1, 1, 2))
     ]
     assert found[0] == found[1] != found[2]
@@ -300,7 +304,7 @@ def test_a_damaged_file_of_trials_is_named(workplace, monkeypatch):
     folder.mkdir()
     (folder / "study.sqlite").write_text("no database", encoding="utf-8")
     with pytest.raises(EDTError, match="study.sqlite cannot be used .* delete the folder"):
-        Known(monkeypatch, 1).search(folder, {"x": [1]}, 1)
+        Known(monkeypatch, 1).search(folder, {"learning_rate": [1]}, 1)
 
 
 def test_model_alone_wins_over_models(workplace):
