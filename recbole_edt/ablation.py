@@ -8,7 +8,7 @@ fine-tuning alone. Every training is a run like any other: done once, resumed, a
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -67,7 +67,7 @@ def variants_of(settings: Settings) -> dict[str, dict[str, Any]]:
         if keys is None and name in known:
             found[name] = known[name]
         elif isinstance(keys, Mapping):
-            found[str(name)] = dict(_flat(keys))
+            found[str(name)] = dict(flat(keys))
         else:
             near = difflib.get_close_matches(str(name), known, n=1)
             hint = f" (did you mean {near[0]!r}?)" if near else ""
@@ -77,10 +77,13 @@ def variants_of(settings: Settings) -> dict[str, dict[str, Any]]:
     return found
 
 
-def _flat(keys: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def flat(
+    keys: Mapping[str, Any], prefix: str = "", stop: Callable[[Any], bool] = lambda value: False
+) -> Iterator[tuple[str, Any]]:
+    """Nested keys as on the command line; a mapping that ``stop`` recognises is a value."""
     for key, value in keys.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{key}.")
+        if isinstance(value, Mapping) and not stop(value):
+            yield from flat(value, f"{prefix}{key}.", stop)
         else:
             yield f"{prefix}{key}", value
 
@@ -202,5 +205,5 @@ def _changes(keys: Mapping[str, Any]) -> str:
 
 
 def _settings_lines(settings: Settings) -> list[str]:
-    values = dict(_flat({key: value for key, value in settings.given.items() if key not in _NO_SETTINGS}))
+    values = dict(flat({key: value for key, value in settings.given.items() if key not in _NO_SETTINGS}))
     return [f"{key}: {values[key]}" for key in sorted(values)]

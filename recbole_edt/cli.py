@@ -64,6 +64,13 @@ STAGES = {
         Reads   the run of LLMEDT with the same settings (train it first; give the same options again)
         Writes  runs/NAME-HASH/LLMEDT-HASH/: audit.md, audit.csv
         Keys    those of train; candidates are all real items of the domain, and 100 negatives where it says so""",
+    "tune": """Search for hyper-parameters on validation: the same number of trials for every model, resumable.
+
+        Reads   the source of prepare or your files
+        Writes  runs/NAME-tuning-HASH/: best.yaml (to be given as --config_files), tuning.md, .csv, .tex, .png, .pdf,
+                and per model study.sqlite, trials.csv, values.png and a log per trial
+        Keys    models (or model), tune.trials (--trials=N, the budget of each model), tune.space (default | paper |
+                a file of your own), tune.seed, and those of all stages before""",
     "recommend": """Top items of each domain for all users, some users, or new histories, from a trained model.
 
         Reads   the run of `model` with the same settings (train it first; give the same options again), and
@@ -158,7 +165,7 @@ DRY = ("embed", "augment", "profile")
 """Stages that may ask a model; without a stage, all of them."""
 TEXTS = ("recommend.domain", "recommend.users", "recommend.histories", "recommend.output")
 """Keys whose values stay as they are: YAML would read the user 0012 as the number 10."""
-SHORT = {"max_cost": "llm.max_cost"}
+SHORT = {"max_cost": "llm.max_cost", "trials": "tune.trials"}
 """Keys that need no group on the command line."""
 
 
@@ -211,7 +218,7 @@ def help_text(stage: str | None) -> str:
 
 
 def _run_stage(stage: str | None, values: dict[str, str], command: str) -> int:
-    from recbole_edt import ablation, asking, audit, config, doctor, pipeline
+    from recbole_edt import ablation, asking, audit, config, doctor, pipeline, tuning
 
     options = _options(stage, values)
     dataset = values.pop("dataset", DEFAULT_DATASET)
@@ -228,8 +235,8 @@ def _run_stage(stage: str | None, values: dict[str, str], command: str) -> int:
         asking.dry_run(settings, stage, print)
     elif stage in asking.STAGES:
         asking.STAGES[stage](settings, print, **options)
-    elif stage in ("ablate", "audit"):
-        {"ablate": ablation.ablate, "audit": audit.audit}[stage](settings, print)
+    elif stage in ("ablate", "audit", "tune"):
+        {"ablate": ablation.ablate, "audit": audit.audit, "tune": tuning.tune}[stage](settings, print)
     elif stage is None:
         pipeline.run_all(settings, last, print)
     else:
@@ -244,9 +251,9 @@ def _options(stage: str | None, values: dict[str, str]) -> dict[str, Any]:
     """
     if stage in ACTIONS:
         raise ConfigError(f"{stage}: say what to do: {', '.join(f'{stage} {one}' for one in ACTIONS[stage])}")
-    if "dry_run" in values and stage == "ablate":
+    if "dry_run" in values and stage in ("ablate", "tune"):
         raise ConfigError(
-            "ablate asks for each variant whose rows or profiles differ, and has no dry run of its own: "
+            f"{stage} asks for each variant whose rows or profiles differ, and has no dry run of its own: "
             "dry-run the settings of a variant by hand, without a stage"
         )
     if "dry_run" in values and stage not in (None, *DRY):

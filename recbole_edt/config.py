@@ -1,7 +1,8 @@
 """YAML files and command-line values to checked settings, and RecBole's ``Config`` without its traps.
 
-RecBole's keys keep their names; ours stand in groups (``prepare``, ``embed``, ``augment``, ``profile``, ``llm``) or
-beside RecBole's, and every key that nobody knows is an error that names the nearest right one.
+RecBole's keys keep their names; ours stand in groups (``prepare``, ``embed``, ``augment``, ``profile``, ``llm``,
+``recommend``, ``tune``) or beside RecBole's, and every key that nobody knows is an error that names the nearest right
+one.
 """
 
 from __future__ import annotations
@@ -204,6 +205,32 @@ class RecommendConfig:
         return texts if len(texts) == len(users) and all(texts) else []
 
 
+@dataclass(frozen=True)
+class TuneConfig:
+    """The search for hyper-parameters, on validation alone."""
+
+    trials: int | None = None
+    """Trials of every model: the budget. The stage ``tune`` needs it; other tables state it."""
+    space: str = "default"
+    """What is searched: ``default`` or ``paper`` (files in ``recbole_edt/spaces/``), or the path of a YAML file."""
+    seed: int = 42
+    """Of the sampler; training has ``seed``."""
+    tuned: Any = None
+    """Models whose settings such a search found; written by ``tune`` beside them, for the notes of tables."""
+
+    def faults(self) -> list[str]:
+        found = []
+        if self.trials is not None and (not _is_whole(self.trials) or self.trials < 1):
+            found.append(f"trials: {self.trials!r} is not a whole number above 0")
+        if not isinstance(self.space, str) or not self.space:
+            found.append(f"space: {self.space!r} is not default, paper or the path of a YAML file")
+        if not _is_whole(self.seed) or self.seed < 0:
+            found.append(f"seed: {self.seed!r} is not a whole number of at least 0")
+        if self.tuned is not None and (not isinstance(self.tuned, list) or not all(map(_is_model, self.tuned))):
+            found.append(f"tuned: {self.tuned!r} is not a list of models")
+        return found
+
+
 GROUPS: dict[str, type] = {
     "prepare": PrepareConfig,
     "embed": EmbedConfig,
@@ -211,6 +238,7 @@ GROUPS: dict[str, type] = {
     "profile": ProfileConfig,
     "llm": LLMConfig,
     "recommend": RecommendConfig,
+    "tune": TuneConfig,
 }
 
 
@@ -244,6 +272,7 @@ class Settings:
     profile: ProfileConfig = ProfileConfig()
     llm: LLMConfig = LLMConfig()
     recommend: RecommendConfig = RecommendConfig()
+    tune: TuneConfig = TuneConfig()
     recbole: dict[str, Any] = field(default_factory=dict)
     """RecBole's own keys and the models' hyper-parameters, for every model alike."""
     command: str = ""

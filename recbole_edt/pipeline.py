@@ -390,6 +390,42 @@ def experiment_on(dataset: EDTDataset, settings: Settings) -> Experiment:
     return Experiment(settings, folder, dataset, split_hash, candidates)
 
 
+class Laboratory:
+    """Experiments under settings that start from the same: rows and profiles of their own are made when first needed.
+
+    Args:
+        settings: what all start from; their data are made, or found, at once.
+        say: for what the stages before training say.
+
+    Attributes:
+        base: the experiment under ``settings``.
+    """
+
+    def __init__(self, settings: Settings, say: Say) -> None:
+        self.settings, self._say = settings, say
+        self._opened = partial(LiveWriter, spent=Usage())  # one account for all
+        prepare(settings, say)
+        embed(settings, say, self._opened)
+        self._made: set[str] = set()
+        self.make(settings)
+        self.base = self._last = open_experiment(settings)
+
+    def make(self, own: Settings, name: str = "") -> None:
+        """Run the stages augment and profile for settings with other rows or profiles, once."""
+        if own.augmented not in self._made:
+            for stage in (augment_data, profile):
+                stage(own, lambda line: self._say(f"{name}: {line}" if name else line), self._opened)
+            self._made.add(own.augmented)
+
+    def experiment(self, own: Settings, name: str = "") -> Experiment:
+        """The experiment under other settings; the data of the base, and those used last, are kept loaded."""
+        self.make(own, name)
+        loaded = {one.settings.augmented: one for one in (self.base, self._last)}
+        if own.augmented not in loaded:
+            self._last = loaded[own.augmented] = open_experiment(own)
+        return experiment_on(loaded[own.augmented].dataset, own)
+
+
 def seed_of(settings: Settings) -> int:
     """The seed of sampled candidates and, unless a model has its own, of training."""
     return int(settings.recbole.get("seed", RUN_DEFAULTS["seed"]))
@@ -437,9 +473,7 @@ def train_model(experiment: Experiment, name: str) -> report.ModelResult:
     """
     run_dir = run_directory(experiment, name)
     if not (run_dir / "result.json").is_file():
-        config = recbole_config(experiment.settings, name, experiment.settings.augmented, run_dir)
-        write_text(run_dir / "config.yaml", yaml.safe_dump(resolved_config(config), allow_unicode=True))
-        _run(experiment, config, name, run_dir)
+        _run(experiment, _start(experiment, name, run_dir), name, run_dir)
     return read_result(run_dir)
 
 
@@ -572,13 +606,55 @@ def resolved_config(config: Any) -> dict[str, Any]:
     return json.loads(json.dumps(plain, default=lambda value: getattr(value, "name", str(value)), sort_keys=True))
 
 
-def _run(experiment: Experiment, config: Any, name: str, run_dir: Path) -> None:
+def validate_model(experiment: Experiment, name: str, run_dir: Path) -> dict[str, Any]:
+    """Train, or resume, or just read one model that is judged on validation alone; its test targets are not ranked.
+
+    The folder ends up with ``config.yaml``, ``epochs.csv``, ``log.txt`` and ``valid.json``, without weights.
+
+    Returns: what ``valid.json`` holds: ``score`` (the validation metric of the best epoch), ``metric``, ``epochs``,
+        ``seconds`` of training, ``phases`` and ``parameters``.
+    """
+    path = run_dir / "valid.json"
+    if not path.is_file():
+        config = _start(experiment, name, run_dir)
+        trainer, model, _, _ = _fitted(experiment, config, name, run_dir)
+        result = {"score": float(trainer.best_valid_score), "metric": trainer.valid_metric.lower()}
+        write_json(path, {**result, "epochs": len(trainer.epoch_log), **_training_of(trainer, model)})
+        for weights in run_dir.glob("*.pth*"):
+            weights.unlink()
+    return read_json(path)
+
+
+def _start(experiment: Experiment, name: str, run_dir: Path) -> Any:
+    """The configuration of a run that begins, or goes on, written into its folder."""
+    config = recbole_config(experiment.settings, name, experiment.settings.augmented, run_dir)
+    write_text(run_dir / "config.yaml", yaml.safe_dump(resolved_config(config), allow_unicode=True))
+    return config
+
+
+def _fitted(experiment: Experiment, config: Any, name: str, run_dir: Path) -> tuple[Any, Any, Any, Any]:
+    """Trainer and model after training, the training part, and the loader of the test targets."""
     init_seed(config["seed"], config["reproducibility"])
     train_data, valid_data, test_data, cls = loaders(experiment, config, name)
     model = cls(config, train_data._dataset).to(config["device"])
     trainer = make_trainer(experiment, config, model, run_dir, train_data._dataset)
     with _log_to(run_dir / "log.txt"):
         trainer.fit(train_data, valid_data)
+    return trainer, model, train_data._dataset, test_data
+
+
+def _training_of(trainer: Any, model: Any) -> dict[str, Any]:
+    """How training went, and what it was of."""
+    return {
+        "phases": trainer.phases,
+        "seconds": sum(row["train_seconds"] for row in trainer.epoch_log),
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+    }
+
+
+def _run(experiment: Experiment, config: Any, name: str, run_dir: Path) -> None:
+    trainer, model, part, test_data = _fitted(experiment, config, name, run_dir)
+    with _log_to(run_dir / "log.txt"):
         test = trainer.evaluate(test_data, load_best_model=True)
     _write_ranks(experiment, trainer.evaluator.ranks, run_dir / "ranks.csv")
     result = {
@@ -587,12 +663,10 @@ def _run(experiment: Experiment, config: Any, name: str, run_dir: Path) -> None:
         "data_path": str(experiment.settings.data_path),
         "domains": experiment.dataset.domain_names,
         "settings": model_values(experiment.settings, name),
-        "rows": train_data._dataset.training,
+        "rows": part.training,
         "sees_generated": _sees_generated(config),
-        "phases": trainer.phases,
-        "seconds": sum(row["train_seconds"] for row in trainer.epoch_log),
-        "parameters": sum(parameter.numel() for parameter in model.parameters()),
-        "targets_per_epoch": _n_targets(train_data._dataset),
+        **_training_of(trainer, model),
+        "targets_per_epoch": _n_targets(part),
         "best_valid": dict(trainer.best_valid_result or {}),
         "valid_metric": trainer.valid_metric,
         "test": dict(test),
