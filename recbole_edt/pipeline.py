@@ -29,7 +29,7 @@ from recbole.trainer import trainer as recbole_trainer
 from recbole.utils import ModelType, get_model, init_seed
 
 import recbole_edt
-from recbole_edt import atomic, augment, embeddings, profiles, raw, report, split
+from recbole_edt import atomic, augment, card, embeddings, profiles, raw, report, split
 from recbole_edt.baselines import SEQUENCE_ROWS, sequence_trained
 from recbole_edt.candidates import CandidateTable
 from recbole_edt.config import RUN_DEFAULTS, Settings, model_values, recbole_config
@@ -62,13 +62,16 @@ Opener = Callable[[Settings, Say], LiveWriter]
 
 def prepare(settings: Settings, say: Say) -> None:
     """Two-domain atomic files from a known source, or a check of the user's own."""
-    source, folder, name = settings.prepare.source, settings.folder, settings.dataset
-    outputs = [folder / f"{name}.inter", folder / f"{name}.item"]
-    if source is not None and not is_current(folder / "prepare.json", raw.source_hash(source), outputs):
-        raw.prepare(source, folder, name)
+    config, folder, name = settings.prepare, settings.folder, settings.dataset
+    made = config.source is not None and not raw.is_made(config, folder, name)
+    if made:
+        raw.prepare(config, folder, name, settings.domains)
     data = read(settings)
+    if made:
+        card.write(folder, data)
     if not (split.leave_one_out(data) == split.TEST).any():
-        raise DataError(f"{outputs[0]}: no user has {split.MIN_RAW_ROWS} interactions, so none can be held out")
+        path = folder / f"{name}.inter"
+        raise DataError(f"{path}: no user has {split.MIN_RAW_ROWS} interactions, so none can be held out")
     _check_clusters(settings, data)
     say(f"{name}: {raw.listed(raw.card(data))}")
 
@@ -133,6 +136,8 @@ def augment_data(settings: Settings, say: Say, opened: Opener = LiveWriter) -> N
             add_vectors(done.data, table, writer).save(augmented_vectors(settings))
             augment.write_trace(done.trace, outputs[-1])
             counts = writer.counted(done.counts)
+        if settings.prepare.source is not None and not settings.data_variant:
+            card.write(settings.folder, data, done.data)
         write_manifest(manifest, "augment", inputs, _shown(settings, settings.augment), counts, outputs)
     for line in _augmentation(read_json(manifest)["counts"], data.domains):
         say(line)
