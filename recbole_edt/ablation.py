@@ -132,10 +132,10 @@ def ablate(settings: Settings, say: pipeline.Say) -> None:
     for name, keys in variants.items():
         for seed, experiment, result in _trained(settings, name, keys, say, opened):
             run = pipeline.run_directory(experiment, settings.model)
-            for candidates, ranks in _ranked(experiment, settings.model, result).items():
+            for candidates, ranks in ranked(experiment, settings.model, result).items():
                 named = replace(result, name=name, ranks=ranks)
                 found.setdefault(candidates, {}).setdefault(name, []).append(named)
-                rows += _rows(name, seed, candidates, named, run)
+                rows += run_rows(name, seed, candidates, named, run)
     folder = settings.runs_path / f"{settings.dataset}-ablation-{sha256_of([row['run'] for row in rows])[:8]}"
     with write_safely(folder / "ablation.csv") as temporary:
         pd.DataFrame(rows).to_csv(temporary, index=False, lineterminator="\n")
@@ -175,7 +175,7 @@ def _trained(
         yield seed, experiment, result
 
 
-def _ranked(
+def ranked(
     experiment: pipeline.Experiment, model: str, result: report.ModelResult
 ) -> dict[str, pd.DataFrame]:
     """Rank tables of a run by candidates: its own, and the paper's sampled ones where there are enough items."""
@@ -189,7 +189,8 @@ def _ranked(
     return {**own, SAMPLED: pipeline.ranks_under(experiment, model, SAMPLED)}
 
 
-def _rows(name: str, seed: int, candidates: str, result: report.ModelResult, run: Path) -> list[dict[str, Any]]:
+def run_rows(name: str, seed: int, candidates: str, result: report.ModelResult, run: Path) -> list[dict[str, Any]]:
+    """One row per domain for a table of runs: what was trained, how it ended, and its metrics."""
     about = {"variant": name, "seed": seed, "candidates": candidates, "ended_by": result.status, "run": run.as_posix()}
     metrics = domain_metrics(result.ranks, TOPK)
     return [{**about, "domain": domain, **dict(values)} for domain, values in metrics.iterrows()]

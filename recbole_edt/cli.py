@@ -67,6 +67,16 @@ STAGES = {
         Reads   the run of LLMEDT with the same settings (train it first; give the same options again)
         Writes  runs/NAME-HASH/LLMEDT-HASH/: audit.md, audit.csv
         Keys    those of train; candidates are all real items of the domain, and 100 negatives where it says so""",
+    "experiment": """The paper's tables and figures over several seeds, with its own numbers beside ours.
+
+        Reads   the source of prepare or your files, finished runs
+        Writes  runs/NAME-experiments/WHICH/: table.json, .md, .csv, .tex, tests.*, figure.png, .pdf, .csv, runs.csv
+        Keys    seeds, models (rows of table2), variants (table3), experiment.llms (table8), and those of all stages
+                before
+        Options experiment table1 (data), table2 (all models), table3 (ablation), table4 (tau), table5 (K), table6
+                (profiles), table7 (domain ratio), table8 (language models), table9 (backbones), figure1 (domain
+                ratio), figure3 (map of items), figure4 (history length), figure5 (alpha), figure6 (size and speed),
+                cost, audit, or all""",
     "tune": """Search for hyper-parameters on validation: the same number of trials for every model, resumable.
 
         Reads   the source of prepare or your files
@@ -152,7 +162,12 @@ def run(arguments: list[str]) -> int:
         return 130
 
 
-ACTIONS = {"cache": ("stats", "export", "prune"), "batch": ("export", "import")}
+STUDIES = (
+    *(f"table{n}" for n in range(1, 10)),
+    *(f"figure{n}" for n in (1, 3, 4, 5, 6)),
+    *("cost", "audit", "all"),
+)
+ACTIONS = {"cache": ("stats", "export", "prune"), "batch": ("export", "import"), "experiment": STUDIES}
 """What stands after the name of some stages."""
 OPTIONS = {
     "inspect": ("user",),
@@ -221,7 +236,7 @@ def help_text(stage: str | None) -> str:
 
 
 def _run_stage(stage: str | None, values: dict[str, str], command: str) -> int:
-    from recbole_edt import ablation, asking, audit, config, doctor, pipeline, tuning
+    from recbole_edt import ablation, asking, audit, config, doctor, experiment, pipeline, tuning
 
     options = _options(stage, values)
     dataset = values.pop("dataset", DEFAULT_DATASET)
@@ -238,6 +253,8 @@ def _run_stage(stage: str | None, values: dict[str, str], command: str) -> int:
         asking.dry_run(settings, stage, print)
     elif stage in asking.STAGES:
         asking.STAGES[stage](settings, print, **options)
+    elif stage is not None and stage.startswith("experiment "):
+        experiment.experiment(settings, print, stage.partition(" ")[2])
     elif stage in ("ablate", "audit", "tune"):
         {"ablate": ablation.ablate, "audit": audit.audit, "tune": tuning.tune}[stage](settings, print)
     elif stage is None:
@@ -254,7 +271,7 @@ def _options(stage: str | None, values: dict[str, str]) -> dict[str, Any]:
     """
     if stage in ACTIONS:
         raise ConfigError(f"{stage}: say what to do: {', '.join(f'{stage} {one}' for one in ACTIONS[stage])}")
-    if "dry_run" in values and stage in ("ablate", "tune"):
+    if "dry_run" in values and (stage or "").partition(" ")[0] in ("ablate", "tune", "experiment"):
         raise ConfigError(
             f"{stage} asks for each variant whose rows or profiles differ, and has no dry run of its own: "
             "dry-run the settings of a variant by hand, without a stage"

@@ -1,8 +1,8 @@
 """YAML files and command-line values to checked settings, and RecBole's ``Config`` without its traps.
 
 RecBole's keys keep their names; ours stand in groups (``prepare``, ``embed``, ``augment``, ``profile``, ``llm``,
-``recommend``, ``tune``) or beside RecBole's, and every key that nobody knows is an error that names the nearest right
-one.
+``recommend``, ``tune``, ``experiment``) or beside RecBole's, and every key that nobody knows is an error that names
+the nearest right one.
 """
 
 from __future__ import annotations
@@ -217,6 +217,21 @@ class TuneConfig:
         return found
 
 
+@dataclass(frozen=True)
+class ExperimentConfig:
+    """What the stage ``experiment`` cannot know by itself."""
+
+    llms: Any = None
+    """Rows of table 8: a name for each language model, and keys of the group ``llm`` below it."""
+
+    def faults(self) -> list[str]:
+        if self.llms is None:
+            return []
+        if not isinstance(self.llms, Mapping) or not all(isinstance(one, Mapping) for one in self.llms.values()):
+            return [f"llms: expected names with keys of llm below them, found {self.llms!r}"]
+        return []
+
+
 GROUPS: dict[str, type] = {
     "prepare": PrepareConfig,
     "embed": EmbedConfig,
@@ -225,6 +240,7 @@ GROUPS: dict[str, type] = {
     "llm": LLMConfig,
     "recommend": RecommendConfig,
     "tune": TuneConfig,
+    "experiment": ExperimentConfig,
 }
 
 
@@ -245,7 +261,7 @@ class Settings:
     variants: Any = None
     """The rows of ``ablate``: names of table 3, or a mapping of names to keys; none is all of table 3."""
     seeds: tuple[int, ...] = (42, 44, 46)
-    """Of the trainings of ``ablate`` (paper: 42, 44, 46)."""
+    """Of the trainings of ``ablate`` and ``experiment`` (paper: 42, 44, 46)."""
     candidates: str = "domain"
     """Who competes with the target: ``domain``, ``all`` or ``sampled-N`` (the paper: sampled-100)."""
     domains: tuple[str, str] | None = None
@@ -259,6 +275,7 @@ class Settings:
     llm: LLMConfig = LLMConfig()
     recommend: RecommendConfig = RecommendConfig()
     tune: TuneConfig = TuneConfig()
+    experiment: ExperimentConfig = ExperimentConfig()
     recbole: dict[str, Any] = field(default_factory=dict)
     """RecBole's own keys and the models' hyper-parameters, for every model alike."""
     command: str = ""

@@ -269,6 +269,51 @@ def paired_tests_over_seeds(
     return table.assign(p_holm=holm(table["p"].to_list()))
 
 
+def tests_over_seeds(
+    runs: Mapping[str, Sequence[ModelResult]], reference: str, metric: str = "ndcg@10"
+) -> pd.DataFrame:
+    """Whether a model's mean over seeds is higher than every other's, Holm-corrected as one family.
+
+    Unlike ``paired_tests_over_seeds`` it asks whether another training would say the same, not other users.
+
+    Returns: columns ``model`` (the other), ``domain``, ``seeds``, ``p`` (`one_sided`) and ``p_holm``; NaN where a
+        model has a single seed.
+    Raises: ConfigError if no run has the name ``reference``.
+    """
+    if reference not in runs:
+        raise ConfigError(f"no model is called {reference!r}; there are {', '.join(runs)}")
+    means = {
+        name: {
+            domain: [float(_values_by_user(ranks, metric).mean()) for ranks in tables if len(ranks)]
+            for domain, tables in _by_domain([run.ranks for run in several]).items()
+        }
+        for name, several in runs.items()
+    }
+    rows = [
+        {"model": name, "domain": domain, "seeds": len(own), "p": one_sided(own, means[name][domain])}
+        for name in runs
+        for domain, own in means[reference].items()
+        if name != reference and own
+    ]
+    table = pd.DataFrame(rows, columns=["model", "domain", "seeds", "p"])
+    return table.assign(p_holm=holm(table["p"].to_list()))
+
+
+def one_sided(first: Sequence[float], second: Sequence[float]) -> float:
+    """Welch's t-test of two samples: p is small where the mean of ``first`` is the higher one.
+
+    Samples that do not vary and are equal give 1; fewer than two values give NaN.
+    """
+    # Means that are equal must not differ by their rounding.
+    a, b = np.round(np.asarray(first, float), 12), np.round(np.asarray(second, float), 12)
+    if min(len(a), len(b)) < 2:
+        return float("nan")
+    if not (a.std() or b.std()):
+        return 0.0 if a[0] > b[0] else 1.0
+    moments = (one for sample in (a, b) for one in (sample.mean(), sample.std(ddof=1), len(sample)))
+    return float(stats.ttest_ind_from_stats(*moments, equal_var=False, alternative="greater").pvalue)
+
+
 def parse_metric(metric: str) -> tuple[str, int]:
     """``ndcg@10`` to its parts; ConfigError if it is no such name."""
     match = re.fullmatch(r"([a-z]+)@([1-9]\d*)", metric)

@@ -1,0 +1,879 @@
+"""The paper's tables and figures, one command each, with its own numbers beside ours.
+
+A study trains what it needs (a model with some keys, once per seed), or finds it trained, and makes tables, a figure
+and the numbers drawn. Every training is a run like any other: done once, resumed, and read by later commands.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+
+from recbole_edt import ablation, atomic, audit, config, embeddings, figures, paper, pipeline, plots, report, tuning
+from recbole_edt.config import Settings
+from recbole_edt.errors import ConfigError, EDTError
+from recbole_edt.evaluation import GROUP_LABELS, OVERALL, domain_metrics, domains_of, group_metrics
+from recbole_edt.files import read_json, write_json, write_safely
+from recbole_edt.split import domain_ratio, training_rows
+from recbole_edt.tables import Column, ResultTable
+
+LLM_EDT = "LLM-EDT"
+BASELINES = ("Pop", "GRU4Rec", "BERT4Rec", "SASRec")
+OTHER_METHODS = ("LLM4CDSR",)
+"""Methods of other papers that this library may know."""
+SASREC_TEXT = "SASRec + text"
+NO_PARTS: dict[str, Any] = {"use_generated": False, "alpha": 0, "finetune_epochs": 0}
+"""LLM-EDT without its three parts: its backbone on item texts."""
+WITHOUT = {"augment.insertion": "none"}
+METRICS = ("hit@10", "ndcg@10")
+QUANTILES = ("q0.10", "q0.50", "q0.90")
+THRESHOLDS = (0.85, 0.9, 0.95)
+"""The paper's, for tau given as a cosine."""
+CLUSTERS = (5, 10, 15)
+ALPHAS = (0.1, 0.3, 0.5, 0.7, 1.0)
+SHARES = (0.3, 0.6, 1.0)
+RATIOS = {"r >= 0.95": (0.95, 1.01), "0.9 <= r < 0.95": (0.9, 0.95), "r < 0.9": (-0.01, 0.9)}
+"""The conditions of table 7."""
+N_MAPPED = 1000
+"""Most items of a domain in figure 3."""
+N_TIMED = 3
+
+
+@dataclass(frozen=True)
+class Row:
+    """A model under some keys, written as on the command line."""
+
+    name: str
+    model: str = "LLMEDT"
+    keys: Mapping[str, Any] = field(default_factory=dict)
+
+
+Runs = Mapping[str, Sequence[report.ModelResult]]
+"""By row, a run per seed."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a study found: tables by the stem of their files, a figure and the numbers it draws."""
+
+    tables: Mapping[str, ResultTable]
+    figure: Any = None
+    drawn: pd.DataFrame | None = None
+
+
+class Bench:
+    """Data, split and runs that the studies share.
+
+    Args:
+        settings: of the command.
+        models: all that any study trains, so that the data that they read are made at once.
+        say: for progress.
+
+    Attributes:
+        laboratory: opens the experiment of a row.
+        rows: one dictionary per run, candidates and domain that were asked for, for ``runs.csv``.
+    """
+
+    def __init__(self, settings: Settings, models: Sequence[str], say: pipeline.Say) -> None:
+        self.say = say
+        self.settings = config.with_keys(settings, {"models": list(dict.fromkeys(models))}, "the studies")
+        self.laboratory = pipeline.Laboratory(self.settings, say)
+        self.rows: list[dict[str, Any]] = []
+        self._own: dict[str, Settings] = {}
+        self._done: dict[str, tuple[Path, dict[str, report.ModelResult]]] = {}
+
+    @property
+    def domains(self) -> tuple[str, str]:
+        return self.laboratory.base.dataset.source.domains
+
+    @property
+    def asked(self) -> bool:
+        """Whether a language model wrote items or profiles."""
+        return pipeline.llm_note(self.settings).startswith("LLM")
+
+    def own(self, row: Row, seed: int) -> Settings:
+        """The settings of a row and seed, read once."""
+        key = self._key(row, seed)
+        if key not in self._own:
+            self._own[key] = settings_of(self.settings, row, seed)
+        return self._own[key]
+
+    @staticmethod
+    def _key(row: Row, seed: int) -> str:
+        return json.dumps([row.model, dict(row.keys), seed], sort_keys=True)
+
+    def experiment(self, row: Row, seed: int) -> pipeline.Experiment:
+        """The experiment of a row and seed, its data made."""
+        return self.laboratory.experiment(self.own(row, seed), row.name)
+
+    def runs(self, rows: Sequence[Row]) -> dict[str, dict[str, list[report.ModelResult]]]:
+        """Train, resume or read every row with every seed; by candidates, then by row, a run per seed.
+
+        Raises: DataError if rows differ in split, targets or candidates.
+        """
+        found: dict[str, dict[str, list[report.ModelResult]]] = {}
+        for row in rows:
+            for seed in self.settings.seeds:
+                run_dir, results = self._run(row, seed)
+                for candidates, result in results.items():
+                    named = replace(result, name=row.name)
+                    found.setdefault(candidates, {}).setdefault(row.name, []).append(named)
+                    self.rows.extend(ablation.run_rows(row.name, seed, candidates, named, run_dir))
+        for runs in found.values():
+            for same_seed in zip(*runs.values(), strict=True):
+                report.check_comparable([run.ranks for run in same_seed])
+        if ablation.SAMPLED not in found:
+            self.say(f"note: {ablation.SAMPLED} is left out, a domain has too few items for it")
+        return found
+
+    def _run(self, row: Row, seed: int) -> tuple[Path, dict[str, report.ModelResult]]:
+        key = self._key(row, seed)
+        if key not in self._done:
+            experiment = self.experiment(row, seed)
+            result = pipeline.train_model(experiment, row.model)
+            score = domain_metrics(result.ranks, (10,))["ndcg@10"].iloc[-1]
+            self.say(f"{row.name}, seed {seed}: ndcg@10 {score:.4f}, ended by {result.status}")
+            ranked = ablation.ranked(experiment, row.model, result)
+            results = {candidates: replace(result, ranks=ranks) for candidates, ranks in ranked.items()}
+            self._done[key] = pipeline.run_directory(experiment, row.model), results
+        return self._done[key]
+
+    def note(self, candidates: str, models: Sequence[str]) -> str:
+        """What a reader must know of any table of ours: seeds, candidates, split, language model and tuning."""
+        seeds = ", ".join(map(str, self.settings.seeds))
+        base = self.laboratory.base
+        ranked = {"domain": "all real items of the target's domain", "all": "all real items of both domains"}
+        words = ranked.get(candidates, f"{candidates.removeprefix('sampled-')} stored negatives of the target's domain")
+        return (
+            f"Mean ± standard deviation over seeds {seeds}; test targets, leave-one-out (split {base.split_hash[:8]}), "
+            f"candidates: {words}. {pipeline.llm_note(self.settings)}. {tuning.budget_note(self.settings, models)}"
+        )
+
+    def titled(self, title: str) -> str:
+        """A heading with the data set."""
+        return f"{title}: {self.settings.dataset}"
+
+
+def settings_of(settings: Settings, row: Row, seed: int) -> Settings:
+    """The settings of a row and seed.
+
+    Raises: ConfigError naming the row, for keys that it does not take.
+    """
+    own = config.with_keys(settings, {"model": row.model}, "the studies")
+    return ablation.settings_of(own, row.name, row.keys, seed)
+
+
+# ---- rows --------------------------------------------------------------------------------------------------------
+
+
+def baselines(settings: Settings) -> list[Row]:
+    """All models of table 2: those of ``models`` if it was given, else every baseline and method known here."""
+    if "models" in settings.given:
+        names = settings.models
+    else:
+        names = (*BASELINES, *(name for name in OTHER_METHODS if config._is_model(name)), "LLMEDT")
+    rows = [Row(name, name) for name in names if name != "LLMEDT"]
+    return [*rows, Row(SASREC_TEXT, "LLMEDT", NO_PARTS), Row(LLM_EDT)] if "LLMEDT" in names else rows
+
+
+def variants(settings: Settings) -> list[Row]:
+    """Table 3, or the variants that were given."""
+    found = ablation.variants_of(config.with_keys(settings, {"model": "LLMEDT"}, "table 3"))
+    return [Row(name, "LLMEDT", keys) for name, keys in found.items()]
+
+
+def thresholds(settings: Settings) -> list[Row]:
+    """Tau as given among the paper's cosines, or among quantiles where a quantile is given."""
+    tau = settings.augment.tau
+    values = sorted({*QUANTILES, tau}) if isinstance(tau, str) else sorted({*THRESHOLDS, float(tau)})
+    return [Row(f"tau {one}", "LLMEDT", {} if one == tau else {"augment.tau": one}) for one in values]
+
+
+def cluster_numbers(settings: Settings) -> list[Row]:
+    """K of the augmenter, the given one among the paper's."""
+    given = settings.augment.n_clusters
+    values = sorted({*CLUSTERS, given})
+    return [Row(f"K {one}", "LLMEDT", {} if one == given else {"augment.n_clusters": one}) for one in values]
+
+
+def alphas(settings: Settings) -> list[Row]:
+    """The weight of the alignment, the given one among the paper's."""
+    given = float(config.model_values(settings, "LLMEDT").get("alpha", 0.7))
+    return [Row(f"alpha {one:g}", "LLMEDT", {} if one == given else {"alpha": one}) for one in sorted({*ALPHAS, given})]
+
+
+def shares(settings: Settings) -> list[Row]:
+    """The kept items of which only a share goes in."""
+    given = settings.augment.injection_ratio
+    return [
+        Row(f"injected {one:.0%}", "LLMEDT", {} if one == given else {"augment.injection_ratio": one}) for one in SHARES
+    ]
+
+
+def language_models(settings: Settings) -> list[Row]:
+    """One row per entry of ``experiment.llms``, items and profiles both written by it.
+
+    Raises: ConfigError if there is none.
+    """
+    if not settings.experiment.llms:
+        raise ConfigError(
+            "experiment table8 needs experiment.llms: a name for each language model, and keys of llm below it, "
+            "such as {DeepSeek: {model: deepseek-chat, base_url: https://api.deepseek.com}}"
+        )
+    writes = {"augment.generator": "llm", "profile.generator": "llm"}
+    return [
+        Row(str(name), "LLMEDT", {**writes, **{f"llm.{key}": value for key, value in keys.items()}})
+        for name, keys in settings.experiment.llms.items()
+    ]
+
+
+def backbones(settings: Settings) -> list[Row]:
+    """Two more backbones, alone, in LLM-EDT, and in the other methods known here."""
+    methods = [*(name for name in OTHER_METHODS if config._is_model(name)), "LLMEDT"]
+    rows = []
+    for backbone in ("GRU4Rec", "BERT4Rec"):
+        rows.append(Row(backbone, backbone))
+        for model in methods:
+            name = LLM_EDT if model == "LLMEDT" else model
+            rows.append(Row(f"{name} ({backbone})", model, {"backbone": backbone}))
+    return rows
+
+
+def with_and_without(settings: Settings) -> list[Row]:
+    """LLM-EDT with and without augmentation."""
+    return [Row(LLM_EDT), Row("w/o Aug.", "LLMEDT", WITHOUT)]
+
+
+def whole(settings: Settings) -> list[Row]:
+    """LLM-EDT alone."""
+    return [Row(LLM_EDT)]
+
+
+def no_rows(settings: Settings) -> list[Row]:
+    """For studies of data alone."""
+    return []
+
+
+# ---- tables of metrics -------------------------------------------------------------------------------------------
+
+
+def metric_table(runs: Runs, name: str, title: str, note: str, label: str) -> ResultTable:
+    """Mean and deviation over seeds, a row per model, columns per domain and for all users; names under ``label``."""
+    shown = report.mean_table(runs, title=title)
+    keep = [0, *(place for place, column in enumerate(shown.columns) if column.name in METRICS)]
+    columns = [Column(label), *(replace(shown.columns[place], best="max") for place in keep[1:])]
+    rows = [tuple(row[place] for place in keep) for row in shown.rows]
+    capped = f" † in at least one seed {report.CAP_LEGEND}." if any("†" in str(row[0]) for row in rows) else ""
+    return ResultTable(name, title, columns, rows, note + capped)
+
+
+def tests_table(runs: Runs, reference: str, title: str, metric: str = "ndcg@10") -> ResultTable:
+    """One row per other model and domain: the difference, and both tests, over users and over seeds."""
+    table = report.significance_table(report.paired_tests_over_seeds(runs, reference, metric), reference, metric)
+    over_seeds = report.tests_over_seeds(runs, reference, metric)
+    columns = [Column(name, "over seeds", 4, form="p") for name in ("p", "p (Holm)")]
+    pairs = over_seeds[["p", "p_holm"]].itertuples(index=False)
+    rows = [(*row, *pair) for row, pair in zip(table.rows, pairs, strict=True)]
+    note = (
+        f"{reference} against the others, {metric}, each user's mean over seeds. {table.note} Over seeds: one-sided "
+        f"Welch t-test of the means, whether {reference} is higher; Holm over all rows."
+    )
+    return ResultTable("tests", title, [*table.columns, *columns], rows, note)
+
+
+def compared(
+    bench: Bench, name: str, title: str, label: str, rows: Sequence[Row], reference: str | None, numbers: str | None
+) -> dict[str, ResultTable]:
+    """Tables of metrics and of tests for all candidates; those of the settings come first, as ``table``.
+
+    Args:
+        label: what stands over the names.
+        reference: the row to test against all others; None leaves the tests out.
+        numbers: the paper's table to stand beside ours.
+    """
+    models = list(dict.fromkeys(row.model for row in rows))
+    found: dict[str, ResultTable] = {}
+    for candidates, runs in bench.runs(rows).items():
+        ending = "" if candidates == bench.settings.candidates else f"-{candidates}"
+        heading = bench.titled(title) + (f", {candidates}" if ending else "")
+        table = metric_table(runs, name + ending, heading, bench.note(candidates, models), label)
+        if numbers:
+            theirs = paper.printed(numbers, bench.domains)
+            why = paper.difference(bench.settings, theirs, candidates, bench.asked)
+            table = paper.beside(table, theirs, why)
+        found[f"table{ending}"] = table
+        if reference is not None and len(runs) > 1:
+            found[f"tests{ending}"] = tests_table(runs, reference, f"{heading}, significance")
+    return found
+
+
+def long(table: ResultTable, label: str) -> pd.DataFrame:
+    """Our part of a table of metrics with a row per cell: ``label``, ``domain``, ``metric``, mean, deviation."""
+    rows = []
+    for row in table.rows:
+        for column, value in zip(table.columns, row, strict=True):
+            if column.pair == "deviation" and value is not None:
+                about = {label: str(row[0]).removesuffix("†"), "domain": column.group, "metric": column.name}
+                mean, deviation = value if isinstance(value, tuple) else (value, None)
+                rows.append({**about, "mean": mean, "deviation": deviation})
+    return pd.DataFrame(rows).astype({"mean": float, "deviation": float})
+
+
+def bars_of(table: ResultTable, label: str) -> tuple[Any, pd.DataFrame]:
+    """Bars of ndcg@10 by domain, and the numbers they draw."""
+    drawn = long(table, label)
+    drawn = drawn[drawn["metric"] == "ndcg@10"].reset_index(drop=True)
+    return plots.bars(drawn, label, "mean", "domain", "ndcg@10 (mean over seeds)"), drawn
+
+
+def curves_of(table: ResultTable, label: str) -> tuple[Any, pd.DataFrame]:
+    """Both metrics over the values tried, and the numbers drawn."""
+    drawn = long(table, label)
+    drawn[label] = drawn[label].str.rpartition(" ")[2]
+    drawn = drawn[drawn["domain"] != OVERALL].reset_index(drop=True)
+    return plots.curves(drawn, label, "metric", "mean over seeds"), drawn
+
+
+def with_column(table: ResultTable, column: Column, values: Mapping[str, Any]) -> ResultTable:
+    """The table with one more column after the names."""
+    rows = [(row[0], values.get(str(row[0]).removesuffix("†")), *row[1:]) for row in table.rows]
+    return replace(table, columns=[table.columns[0], column, *table.columns[1:]], rows=rows)
+
+
+# ---- studies that train ------------------------------------------------------------------------------------------
+
+
+def table2(bench: Bench, rows: Sequence[Row]) -> Outcome:
+    """Overall comparison; the paper's models that are not here are named."""
+    reference = LLM_EDT if LLM_EDT in [row.name for row in rows] else None
+    tables = compared(bench, "table2", "Overall comparison", "model", rows, reference, "table2")
+    lacking = paper.missing(paper.printed("table2", bench.domains), [row.name for row in rows])
+    if lacking:
+        said = f" Of the paper's models these were not run here: {', '.join(lacking)}."
+        tables = {key: replace(one, note=one.note + said * key.startswith("table")) for key, one in tables.items()}
+    return Outcome(tables, *bars_of(tables["table"], "model"))
+
+
+def table3(bench: Bench, rows: Sequence[Row]) -> Outcome:
+    """Ablation."""
+    tables = compared(bench, "table3", "Ablation", "variant", rows, rows[0].name, "table3")
+    return Outcome(tables, *bars_of(tables["table"], "variant"))
+
+
+def table4(bench: Bench, rows: Sequence[Row]) -> Outcome:
+    """Tau, with the rows that it lets in."""
+    tables = compared(bench, "table4", "Threshold tau of Eq. 6", "tau", rows, None, "table4")
+    n_inserted = {row.name: _counts(bench, row)["inserted"] for row in rows}
+    drawn = curves_of(tables["table"], "tau")
+    column = Column("rows inserted")
+    return Outcome({key: with_column(one, column, n_inserted) for key, one in tables.items()}, *drawn)
+
+
+def table5(bench: Bench, rows: Sequence[Row]) -> Outcome:
+    """Number of clusters."""
+    tables = compared(bench, "table5", "Clusters K of the augmenter", "K", rows, None, "table5")
+    return Outcome(tables, *curves_of(tables["table"], "K"))
+
+
+def table7(bench: Bench, rows: Sequence[Row]) -> Outcome:
+    """Metrics while more of the kept items go in, and of the users of each condition on r under the last of them."""
+    tables = compared(bench, "table7", "Share of injected items", "items", rows, None, None)
+    after = {row.name: _counts(bench, row)["mean_ratio_after"] for row in rows}
+    column = Column("mean r", decimals=3)
+    figure, drawn = curves_of(tables["table"], "injected")
+    found = {key: with_column(one, column, after) for key, one in tables.items()}
+    for candidates, runs in bench.runs(rows[-1:]).items():
+        ending = "" if candidates == bench.settings.candidates else f"-{candidates}"
+        found[f"table-users{ending}"] = _by_ratio(bench, runs[rows[-1].name], candidates, ending)
+    return Outcome(found, figure, drawn)
+
+
+def _by_ratio(bench: Bench, runs: Sequence[report.ModelResult], candidates: str, ending: str) -> ResultTable:
+    """Metrics of users by their own domain ratio, over raw training rows."""
+    data = pipeline.read(bench.settings)
+    ratio = pd.Series(domain_ratio(training_rows(data)), index=data.users)
+    names = [*data.domains, OVERALL]
+    columns = [Column("users with"), Column("users")]
+    columns += [Column(metric, name, 4, pair="deviation") for name in names for metric in METRICS]
+    rows = []
+    for label, (low, high) in RATIOS.items():
+        parts = [
+            run.ranks[ratio.loc[run.ranks["user"]].between(low, high, inclusive="left").to_numpy()] for run in runs
+        ]
+        for part, run in zip(parts, runs, strict=True):
+            part.attrs = {**run.ranks.attrs, "domains": list(data.domains)}
+        metrics = [domain_metrics(part, (10,)) for part in parts]
+        cells = [_mean_and_deviation([float(one[m].loc[name]) for one in metrics]) for name in names for m in METRICS]
+        rows.append((label, len(parts[0]), *cells))
+    title = bench.titled("Users by domain ratio r") + (f", {candidates}" if ending else "")
+    table = ResultTable(f"table7-users{ending}", title, columns, rows, bench.note(candidates, ["LLMEDT"]))
+    numbers = paper.printed("table7", bench.domains)
+    why = paper.difference(bench.settings, numbers, candidates, bench.asked)
+    said = "The paper's conditions on r may also be mean ratios of its data while items are injected; it does not say."
+    return paper.beside(table, numbers, f"{why} {said}")
+
+
+def _mean_and_deviation(values: Sequence[float]) -> tuple[float, float]:
+    deviation = float(np.std(values, ddof=1)) if len(values) > 1 else float("nan")
+    return float(np.mean(values)), deviation
+
+
+def table8(bench: Bench, rows: Sequence[Row]) -> Outcome:
+    """Several language models; vectors of items are those of the stage embed for all."""
+    tables = compared(bench, "table8", "Language models", "language model", rows, rows[0].name, "table8")
+    said = " Item vectors are the same in every row; the paper changes the embedding model too."
+    tables = {key: replace(one, note=one.note + said * key.startswith("table")) for key, one in tables.items()}
+    return Outcome(tables, *bars_of(tables["table"], "language model"))
+
+
+def table9(bench: Bench, rows: Sequence[Row]) -> Outcome:
+    """Backbones; significance is of LLM-EDT against the backbone alone, and the others, for each backbone."""
+    tables = compared(bench, "table9", "Backbones", "model", rows, None, "table9")
+    for candidates, runs in bench.runs(rows).items():
+        ending = "" if candidates == bench.settings.candidates else f"-{candidates}"
+        for backbone in dict.fromkeys(row.keys["backbone"] for row in rows if "backbone" in row.keys):
+            own = {name: several for name, several in runs.items() if backbone in name}
+            heading = bench.titled(f"Backbone {backbone}, significance")
+            tables[f"tests-{backbone}{ending}"] = tests_table(own, f"{LLM_EDT} ({backbone})", heading)
+    return Outcome(tables, *bars_of(tables["table"], "model"))
+
+
+def figure4(bench: Bench, rows: Sequence[Row]) -> Outcome:
+    """Metrics by length of the history, per domain of the target."""
+    runs = bench.runs(rows)[bench.settings.candidates]
+    table = history_table(bench, runs)
+    drawn = pd.DataFrame(
+        [
+            {"history": f"{domain}, {label}", "model": column.name, "users": n, "mean": value[0], "deviation": value[1]}
+            for domain, label, n, *values in table.rows
+            for column, value in zip(table.columns[3:], values, strict=True)
+        ]
+    ).astype({"mean": float, "deviation": float})
+    return Outcome({"table": table}, plots.bars(drawn, "history", "mean", "model", "hit@10 (mean over seeds)"), drawn)
+
+
+def history_table(bench: Bench, runs: Runs) -> ResultTable:
+    """hit@10 of users by domain of the target and length of the training history; a bin of 5-10 holds 5 to 9."""
+    cells: dict[tuple[str, str], dict[str, list[float]]] = {}
+    users: dict[tuple[str, str], int] = {}
+    for name, several in runs.items():
+        for run in several:
+            for domain in domains_of(run.ranks):
+                part = run.ranks[run.ranks["domain"] == domain]
+                for one in group_metrics(part, {"history": part["history"]}, (10,)).to_dict("records"):
+                    place = str(domain), str(one["label"])
+                    users[place] = int(one["users"])
+                    cells.setdefault(place, {}).setdefault(name, []).append(float(one["hit@10"]))
+    order = [(d, label) for d in bench.domains for label in GROUP_LABELS["history"] if (d, label) in cells]
+    rows = [(*place, users[place], *(_mean_and_deviation(cells[place][name]) for name in runs)) for place in order]
+    columns = [Column("domain"), Column("history"), Column("users")]
+    columns += [Column(name, "hit@10", 4, "max", pair="deviation") for name in runs]
+    note = (
+        f"{bench.note(bench.settings.candidates, ['LLMEDT'])} The length counts raw training interactions of both "
+        "domains. The paper's figure 4 prints no numbers, and has LLMCDSR as a third model, which is not here."
+    )
+    return ResultTable("figure4", bench.titled("By length of the history"), columns, rows, note, best_of="row")
+
+
+def figure5(bench: Bench, rows: Sequence[Row]) -> Outcome:
+    """The weight of the alignment."""
+    tables = compared(bench, "figure5", "Weight alpha of the alignment", "alpha", rows, None, None)
+    said = " The paper's figure 5 prints no numbers; it calls 0.7 best for Cloth and 1.0 for Sport."
+    tables = {key: replace(one, note=one.note + said) for key, one in tables.items()}
+    return Outcome(tables, *curves_of(tables["table"], "alpha"))
+
+
+def figure6(bench: Bench, rows: Sequence[Row]) -> Outcome:
+    """Parameters and time of inference, of the first seed."""
+    seed = bench.settings.seeds[0]
+    bench.runs(rows)
+    found = []
+    for row in rows:
+        experiment = bench.experiment(row, seed)
+        speed = speed_of(experiment, row.model)
+        run = read_json(pipeline.run_directory(experiment, row.model) / "result.json")
+        found.append({"model": row.name, "parameters": run["parameters"], "train_seconds": run["seconds"], **speed})
+    drawn = pd.DataFrame(found)
+    columns = [Column("model"), Column("parameters"), Column("time to rank (ms per user)", decimals=3, best="min")]
+    columns += [Column("time to train (s)", decimals=0), Column("device")]
+    keys = ["model", "parameters", "ms_per_user", "train_seconds", "device"]
+    note = (
+        f"Seed {seed}. Time: all test users, every real item of the domain scored and the target ranked, the median of "
+        f"{N_TIMED} passes after one. Parameters without fixed text vectors. The paper's figure 6 prints no numbers."
+    )
+    rows_of = [tuple(one[key] for key in keys) for one in found]
+    table = ResultTable("figure6", bench.titled("Parameters and inference time"), columns, rows_of, note)
+    return Outcome({"table": table}, plots.costs(drawn), drawn)
+
+
+def speed_of(experiment: pipeline.Experiment, name: str) -> dict[str, Any]:
+    """How long a finished run takes to rank the test targets; measured once per device, and kept beside it."""
+    run_dir = pipeline.run_directory(experiment, name)
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {torch.get_num_threads()} threads"
+    path = run_dir / "speed.json"
+    known = read_json(path) if path.is_file() else {}
+    if device not in known:
+        _, trainer, test_data = pipeline.open_run(experiment, name, run_dir)
+        seconds = []
+        for _ in range(N_TIMED + 1):
+            start = time.perf_counter()
+            trainer.evaluate(test_data, load_best_model=False)
+            seconds.append(time.perf_counter() - start)
+        n_users = len(trainer.evaluator.ranks)
+        known[device] = {"ms_per_user": 1000 * float(np.median(seconds[1:])) / n_users, "users": n_users}
+        write_json(path, known)
+    return {**known[device], "device": device}
+
+
+def audited(bench: Bench, rows: Sequence[Row]) -> Outcome:
+    """The released code's protocol on the weights of LLM-EDT, every seed."""
+    bench.runs(rows)
+    tables = []
+    for seed in bench.settings.seeds:
+        experiment = bench.experiment(rows[0], seed)
+        path = pipeline.run_directory(experiment, "LLMEDT") / "audit.csv"
+        if not path.is_file():
+            audit.audit(experiment.settings, bench.say)
+        tables.append(pd.read_csv(path).assign(seed=seed))
+    every = pd.concat(tables, ignore_index=True)
+    domains = list(every["domain"].unique())
+    columns = [Column("protocol"), Column("inserted targets", decimals=1, form="percent")]
+    columns += [Column(metric, domain, 4, pair="deviation") for domain in domains for metric in METRICS]
+    found = []
+    for protocol, part in every.groupby("protocol", sort=False):
+        by_domain = {domain: part[part["domain"] == domain] for domain in domains}
+        cells = [_mean_and_deviation(by_domain[d][m].to_list()) for d in domains for m in METRICS]
+        honest = protocol == audit.PROTOCOLS[0].name
+        name = str(protocol) if honest else f"{protocol} ({audit.LABEL.lower()})"
+        found.append((name, float(part["inserted_targets"].mean()), *cells))
+    note = (
+        f"{bench.note('domain', ['LLMEDT'])} The same weights in every row: each row after the first measures a leak "
+        "of the released code's protocol, and must not stand beside another model's numbers."
+    )
+    table = ResultTable("audit", bench.titled("Audit of the protocol"), columns, found, note)
+    return Outcome({"table": table}, *bars_of(table, "protocol"))
+
+
+# ---- studies of data ---------------------------------------------------------------------------------------------
+
+
+def _counts(bench: Bench, row: Row) -> dict[str, Any]:
+    """What augmentation counted for a row's data."""
+    own = bench.own(row, bench.settings.seeds[0])
+    bench.laboratory.make(own, row.name)
+    return read_json(pipeline.augmented_folder(own) / "augment.json")["counts"]
+
+
+def table1(bench: Bench, rows: Sequence[Row]) -> Outcome:
+    """Users, items and mean length, before and after augmentation."""
+    before, after = pipeline.read(bench.settings), pipeline.read_augmented(bench.settings)
+    columns = [Column("domain")]
+    columns += [Column(name, when) for when in ("before", "after") for name in ("users", "items")]
+    counts = zip(_domain_counts(before), _domain_counts(after), strict=True)
+    found = [(domain, *a, *b) for domain, (a, b) in zip(before.domains, counts, strict=True)]
+    numbers = paper.printed("table1", before.domains)
+    theirs = np.reshape(numbers.rows["data"], (2, 4)).tolist()
+    columns += [Column(name, f"paper: {when}") for when in ("before", "after") for name in ("users", "items")]
+    found = [(*ours, *printed) for ours, printed in zip(found, theirs, strict=True)]
+    lengths = paper.mean_lengths(before.domains)
+    card = pipeline.raw.listed(pipeline.raw.card(before))
+    note = (
+        "Users with an interaction in the domain, and its items; after augmentation with inserted rows and items that "
+        f"were written. Mean length of a history {_length(before):.2f} before, {_length(after):.2f} after (paper: "
+        f"{lengths['before']:.2f} and {lengths['after']:.2f}). Before: {card}. {pipeline.llm_note(bench.settings)}. "
+        f"Paper: Table 1, {' - '.join(numbers.domains)}. "
+        + paper.difference(bench.settings, numbers, "sampled-100", bench.asked)
+    )
+    return Outcome({"table": ResultTable("table1", bench.titled("Data statistics"), columns, found, note)})
+
+
+def _domain_counts(data: atomic.TwoDomainData) -> list[tuple[int, int]]:
+    in_b = data.item_domain[data.item] == 1
+    n_items = np.bincount(data.item_domain, minlength=2)
+    return [(len(np.unique(data.user[in_b == d])), int(n_items[d])) for d in (0, 1)]
+
+
+def _length(data: atomic.TwoDomainData) -> float:
+    return len(data.user) / len(data.users)
+
+
+def table6(bench: Bench, rows: Sequence[Row]) -> Outcome:
+    """Cosine of each user's profile vector with and without inserted rows, by the share that goes in."""
+    seed = bench.settings.seeds[0]
+    raw = Row("w/o Aug.", "LLMEDT", WITHOUT)
+    vectors = {row.name: _profiles(bench, row, seed) for row in (raw, *rows)}
+    found = []
+    for row in rows:
+        data = pipeline.read_augmented(bench.own(row, seed))
+        similar = pd.Series(cosines(vectors[raw.name], vectors[row.name], data.users), index=data.users).dropna()
+        touched = data.users[np.unique(data.user[data.generated])]
+        of_touched = similar[similar.index.isin(touched)]
+        found.append((row.name, len(similar), similar.mean(), len(of_touched), of_touched.mean()))
+    columns = [Column("items"), Column("users", "all users"), Column("similarity", "all users", 4)]
+    columns += [Column("users", "users with inserted rows"), Column("similarity", "users with inserted rows", 4)]
+    note = (
+        "Mean cosine between the vectors of a user's profile written from raw training rows and from augmented ones. "
+        f"{pipeline.llm_note(bench.settings)}."
+    )
+    table = ResultTable("table6", bench.titled("Profiles before and after injection"), columns, found, note)
+    numbers = paper.printed("table6", bench.domains)
+    why = paper.difference(bench.settings, numbers, "sampled-100", bench.asked)
+    drawn = pd.DataFrame(
+        found, columns=["injected", "users", "all users", "users_inserted", "users with inserted rows"]
+    )
+    shown = drawn.melt("injected", ["all users", "users with inserted rows"], "of", "similarity")
+    figure = plots.bars(shown, "injected", "similarity", "of", "mean cosine (no unit)")
+    return Outcome({"table": paper.beside(table, numbers, why)}, figure, shown)
+
+
+def _profiles(bench: Bench, row: Row, seed: int) -> embeddings.EmbeddingTable:
+    own = bench.own(row, seed)
+    bench.laboratory.make(own, row.name)
+    path = pipeline.augmented_folder(own) / f"{own.augmented}.uservec.safetensors"
+    return embeddings.EmbeddingTable.load(path)
+
+
+def cosines(first: embeddings.EmbeddingTable, second: embeddings.EmbeddingTable, users: np.ndarray) -> np.ndarray:
+    """``[U]`` cosine of each user's two vectors; NaN for a user without a vector in either."""
+    a, b = (table.lookup(users).astype(np.float64) for table in (first, second))
+    norms = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
+    return np.divide((a * b).sum(axis=1), norms, out=np.full(len(users), np.nan), where=norms > 0)
+
+
+def figure1(bench: Bench, rows: Sequence[Row]) -> Outcome:
+    """How many users have which domain ratio, before and after augmentation."""
+    data = pipeline.read(bench.settings), pipeline.read_augmented(bench.settings)
+    ratios = [domain_ratio(training_rows(one)) for one in data]
+    edges = np.arange(0, 1.01, 0.1)
+    counts = [np.histogram(ratio, np.append(edges[:-1], 1.0 + 1e-9))[0] for ratio in ratios]
+    labels = [f"{low:.0%}-{low + 0.1:.0%}" for low in edges[:-1]]
+    drawn = pd.DataFrame({"domain ratio": labels, "before": counts[0], "after": counts[1]})
+    note = (
+        "Users by r = |nA - nB| / (nA + nB) over training rows; 100% is one domain alone. Mean r "
+        f"{ratios[0].mean():.3f} before, {ratios[1].mean():.3f} after. {pipeline.llm_note(bench.settings)}. The "
+        "paper's figure 1 (Cloth - Sport) prints no numbers; most of its users are at 90%-100%."
+    )
+    columns = [Column("domain ratio"), Column("before", "users"), Column("after", "users")]
+    found = drawn.to_numpy(dtype=object).tolist()
+    table = ResultTable("figure1", bench.titled("Domain ratio"), columns, found, note)
+    return Outcome({"table": table}, plots.histogram(drawn, "domain ratio", "domain ratio r", "users (number)"), drawn)
+
+
+def figure3(bench: Bench, rows: Sequence[Row]) -> Outcome:
+    """Maps of items before and after augmentation, with numbers for how far the domains lie apart."""
+    seed = bench.settings.seeds[0]
+    data = pipeline.read_augmented(bench.settings)
+    table = embeddings.EmbeddingTable.load(pipeline.augmented_vectors(bench.settings))
+    bench.runs(rows)
+    spaces = [("text, before", data, table.lookup(data.items[~data.virtual]), ~data.virtual)]
+    spaces.append(("text, after", data, table.lookup(data.items), np.ones(len(data.items), bool)))
+    for row, name in ((rows[1], "learnt, w/o augmentation"), (rows[0], "learnt, with augmentation")):
+        source, vectors = learnt_items(bench.experiment(row, seed))
+        spaces.append((name, source, vectors, np.ones(len(source.items), bool)))
+    found, drawn = [], []
+    for panel, (name, source, vectors, kept) in enumerate(spaces):
+        domain, virtual = source.item_domain[kept], source.virtual[kept]
+        found.append((name, len(domain), int(virtual.sum()), *separation(vectors, domain, bench.settings.augment.seed)))
+        chosen = sampled(domain, virtual, bench.settings.augment.seed)
+        place = tsne(vectors[chosen], bench.settings.augment.seed)
+        about = {"panel": panel, "domain": np.array(source.domains)[domain[chosen]], "generated": virtual[chosen]}
+        drawn.append(pd.DataFrame({**about, "item": source.items[kept][chosen], "x": place[:, 0], "y": place[:, 1]}))
+    columns = [Column("space"), Column("items"), Column("written items")]
+    columns += [
+        Column("silhouette of the domains", decimals=4),
+        Column("cosine to the nearest of the other", decimals=4),
+    ]
+    note = (
+        "Silhouette coefficient of the domains by cosine distance, 1 far apart, 0 mixed; and the mean cosine of an "
+        f"item to the nearest of the other domain; both in the full space and not on the map, of at most "
+        f"{2 * N_MAPPED:,} items. Learnt: item vectors of a trained LLM-EDT, seed {seed}. "
+        f"{pipeline.llm_note(bench.settings)}. The paper's figure 3 shows text vectors and prints no numbers."
+    )
+    if not data.virtual.any():
+        note += " No item was written, so the text before and after is of the same items."
+    result = ResultTable("figure3", bench.titled("How far the domains lie apart"), columns, found, note)
+    shown = pd.concat(drawn, ignore_index=True)
+    return Outcome({"table": result}, plots.maps(shown, [row[0] for row in found]), shown)
+
+
+def learnt_items(experiment: pipeline.Experiment) -> tuple[atomic.TwoDomainData, np.ndarray]:
+    """The catalogue of a finished run of LLM-EDT, and its learnt item vectors in the catalogue's order."""
+    run_dir = pipeline.finished_run(experiment, "LLMEDT")
+    model, _, test_data = pipeline.open_run(experiment, "LLMEDT", run_dir)
+    part = test_data._dataset
+    ids = part.token2id(part.iid_field, part.source.items)
+    with torch.no_grad():
+        return part.source, model.item_embedding.weight.detach().cpu().numpy()[ids]
+
+
+def sampled(domain: np.ndarray, first: np.ndarray, seed: int) -> np.ndarray:
+    """Places of at most `N_MAPPED` items of each domain, half of them from ``first`` where there are so many.
+
+    Args:
+        domain: ``[N]`` 0 or 1.
+        first: ``[N]`` bool, items that are few and must be seen.
+        seed: of the draw.
+    """
+    generator = np.random.default_rng(seed)
+    chosen = []
+    for d in (0, 1):
+        parts = [generator.permutation(np.flatnonzero((domain == d) & kind)) for kind in (first, ~first)]
+        n_first = min(len(parts[0]), max(N_MAPPED // 2, N_MAPPED - len(parts[1])))
+        chosen += [parts[0][:n_first], parts[1][: N_MAPPED - n_first]]
+    return np.sort(np.concatenate(chosen))
+
+
+def separation(vectors: np.ndarray, domain: np.ndarray, seed: int) -> tuple[float, float]:
+    """How far two domains lie apart: silhouette coefficient, and mean cosine to the nearest item of the other.
+
+    Args:
+        vectors: ``[N, D]``; rows of zeros are left out.
+        domain: ``[N]`` 0 or 1.
+        seed: of the draw where there are too many.
+    """
+    from sklearn.metrics import silhouette_score
+
+    norm = np.linalg.norm(vectors, axis=1)
+    unit, label = vectors[norm > 0] / norm[norm > 0, None], domain[norm > 0]
+    chosen = sampled(label, np.zeros(len(label), bool), seed)
+    unit, label = unit[chosen], label[chosen]
+    if min(np.bincount(label, minlength=2)) < 2:
+        return float("nan"), float("nan")
+    across = unit[label == 0] @ unit[label == 1].T
+    nearest = np.concatenate([across.max(axis=1), across.max(axis=0)])
+    return float(silhouette_score(unit, label, metric="cosine")), float(nearest.mean())
+
+
+def tsne(vectors: np.ndarray, seed: int) -> np.ndarray:
+    """``[N, 2]`` t-SNE by cosine distance."""
+    from sklearn.manifold import TSNE
+
+    perplexity = min(30.0, (len(vectors) - 1) / 3)
+    made = TSNE(perplexity=perplexity, metric="cosine", init="random", random_state=seed)
+    return made.fit_transform(np.asarray(vectors, np.float32))
+
+
+def cost(bench: Bench, rows: Sequence[Row]) -> Outcome:
+    """What was asked of models, and paid, per user."""
+    n_users = len(pipeline.read(bench.settings).users)
+    found = []
+    for stage, paid in pipeline.PAPER_USD.items():
+        used = pipeline._counts(bench.settings)[stage].get("used", {})
+        for kind, one in used.items():
+            usd = one["cost_usd"]
+            per_user = None if usd is None else usd / n_users
+            printed = paid if (stage == "embed") == (kind == "vectors") else None
+            tokens = one["prompt_tokens"], one["completion_tokens"]
+            found.append((stage, pipeline.WORDS[kind], one["calls"], *tokens, usd, per_user, printed))
+        if not used:
+            found.append((stage, "offline", 0, 0, 0, 0.0, 0.0, paid))
+    columns = [Column("stage"), Column("asked for"), Column("calls"), Column("tokens in"), Column("tokens out")]
+    columns += [Column("cost (US dollars)", decimals=4), Column("per user (US dollars)", decimals=6)]
+    columns += [Column("paper: per user (US dollars)", decimals=6)]
+    note = (
+        f"{n_users:,} users. What an answer cost counts whenever it was paid. {pipeline.llm_note(bench.settings)}. "
+        "Paper: section 4.9, with DeepSeek's prices of its time; not comparable where prompts, texts or prices differ."
+    )
+    return Outcome({"table": ResultTable("cost", bench.titled("API cost"), columns, found, note)})
+
+
+# ---- the stage ---------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Study:
+    """What it trains, and what it makes of the runs."""
+
+    rows: Callable[[Settings], list[Row]]
+    make: Callable[[Bench, Sequence[Row]], Outcome]
+
+
+STUDIES: dict[str, Study] = {
+    "table1": Study(no_rows, table1),
+    "table2": Study(baselines, table2),
+    "table3": Study(variants, table3),
+    "table4": Study(thresholds, table4),
+    "table5": Study(cluster_numbers, table5),
+    "table6": Study(shares, table6),
+    "table7": Study(shares, table7),
+    "table8": Study(language_models, table8),
+    "table9": Study(backbones, table9),
+    "figure1": Study(no_rows, figure1),
+    "figure3": Study(with_and_without, figure3),
+    "figure4": Study(with_and_without, figure4),
+    "figure5": Study(alphas, figure5),
+    "figure6": Study(baselines, figure6),
+    "cost": Study(no_rows, cost),
+    "audit": Study(whole, audited),
+}
+ALL = "all"
+
+
+def experiment(settings: Settings, say: pipeline.Say, name: str) -> None:
+    """Run one study, or ``all`` that the settings allow; print its tables and write them.
+
+    Raises: ConfigError for keys that a row does not take, of all rows at once, before any work.
+    """
+    rows = chosen_rows(settings, name, say)
+    check(settings, [row for several in rows.values() for row in several])
+    bench = Bench(settings, [row.model for several in rows.values() for row in several] or ["LLMEDT"], say)
+    for study, own in rows.items():
+        bench.rows = []
+        outcome = STUDIES[study].make(bench, own)
+        folder = settings.runs_path / f"{settings.dataset}-experiments" / study
+        write(outcome, folder, bench, command_of(settings, name, study))
+        for table in outcome.tables.values():
+            report.print_result(table)
+        say(f"{study}: {folder}")
+
+
+def chosen_rows(settings: Settings, name: str, say: pipeline.Say) -> dict[str, list[Row]]:
+    """Rows by study; of ``all`` those that lack a setting are left out, and said."""
+    rows = {}
+    for study in STUDIES if name == ALL else (name,):
+        try:
+            rows[study] = STUDIES[study].rows(settings)
+        except ConfigError as error:
+            if name != ALL:
+                raise
+            say(f"note: {study} is left out: {error}")
+    return rows
+
+
+def check(settings: Settings, rows: Sequence[Row]) -> None:
+    """Raises: ConfigError listing the faults of all rows."""
+    faults = []
+    for row in rows:
+        try:
+            config.check_model(settings_of(settings, row, settings.seeds[0]), row.model)
+        except EDTError as error:
+            faults.append(str(error))
+    if faults:
+        raise ConfigError("\n".join(dict.fromkeys(faults)))
+
+
+def command_of(settings: Settings, name: str, study: str) -> str:
+    """The command that makes one study again."""
+    return settings.command.replace(f"experiment {name}", f"experiment {study}", 1)
+
+
+def write(outcome: Outcome, folder: Path, bench: Bench, command: str) -> None:
+    """Tables, figure, the numbers drawn, and the runs behind them."""
+    for stem, table in outcome.tables.items():
+        replace(table, command=command).save(folder, stem)
+    if outcome.figure is not None:
+        figures.save(outcome.figure, folder / "figure.png")
+    runs = pd.DataFrame(bench.rows).drop_duplicates() if bench.rows else None
+    frames = {"figure.csv": outcome.drawn, "runs.csv": runs}
+    for name, frame in frames.items():
+        if frame is not None:
+            with write_safely(folder / name) as temporary:
+                frame.to_csv(temporary, index=False, lineterminator="\n")

@@ -1,0 +1,482 @@
+"""The paper's tables and figures: what each trains, what stands beside it, and that nothing is trained twice."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import toy
+from conftest import QUICK, write_tiny
+from faulty_server import FaultyServer
+
+from recbole_edt import config, experiment, figures, paper, pipeline, plots, report, tables, tuning
+from recbole_edt.cli import STUDIES, run
+from recbole_edt.embeddings import EmbeddingTable
+from recbole_edt.errors import ConfigError, DataError
+from recbole_edt.evaluation import domain_metrics, read_ranks
+
+KEYS = {**QUICK, "epochs": 1, "finetune_epochs": 1, "models": "Pop,SASRec,LLMEDT", "seeds": [1, 2]}
+FLAGS = ["--dataset=tiny", *(f"--{key}={value}" for key, value in KEYS.items())]
+SMALL = ("table1", "table2", "table6", "table7", "figure1", "figure3", "figure4", "figure6", "cost", "audit")
+
+
+def settings(**keys):
+    return config.load("tiny", [], {**KEYS, **keys})
+
+
+def snapshot(folder: Path) -> dict[str, int]:
+    return {str(path): path.stat().st_mtime_ns for path in folder.glob("tiny-*/*/result.json")}
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A working directory in which the studies that share trainings were run, and their bench."""
+    folder = tmp_path_factory.mktemp("studies")
+    write_tiny(folder / "atomic_files", "tiny")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        own = replace(settings(), command="python run_edt.py experiment all --dataset=tiny")
+        bench = experiment.Bench(own, ["Pop", "SASRec", "LLMEDT"], lambda line: None)
+        for name in SMALL:
+            study = experiment.STUDIES[name]
+            outcome = study.make(bench, study.rows(own))
+            experiment.write(outcome, output(folder, name), bench, experiment.command_of(own, "all", name))
+        yield folder, bench
+
+
+def output(folder: Path, name: str) -> Path:
+    return folder / "runs" / "tiny-experiments" / name
+
+
+def table_of(place, name: str, stem: str = "table") -> tables.ResultTable:
+    return tables.read(output(place[0], name) / f"{stem}.json")
+
+
+# ---- what is written ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_every_study_writes_its_table_in_all_forms_with_the_command_that_makes_it(place, name):
+    folder = output(place[0], name)
+    assert all((folder / f"table.{suffix}").stat().st_size for suffix in ("json", "md", "csv", "tex"))
+    table = table_of(place, name)
+    assert table.command == f"python run_edt.py experiment {name} --dataset=tiny"
+    assert table.rows and "tiny" in table.title and table.note
+
+
+@pytest.mark.parametrize("name", ["table2", "table6", "table7", "figure1", "figure3", "figure4", "figure6", "audit"])
+def test_every_figure_is_written_with_the_numbers_it_draws(place, name):
+    folder = output(place[0], name)
+    assert (folder / "figure.png").stat().st_size > 5_000 and (folder / "figure.pdf").stat().st_size > 3_000
+    assert len(pd.read_csv(folder / "figure.csv"))
+
+
+def test_the_command_line_knows_every_study():
+    assert set(STUDIES) == {*experiment.STUDIES, experiment.ALL}
+
+
+def test_means_and_deviations_are_those_of_the_runs(place):
+    runs = pd.read_csv(output(place[0], "table2") / "runs.csv")
+    own = runs[(runs["variant"] == "SASRec") & (runs["domain"] == "food")]["ndcg@10"]
+    assert len(own) == 2
+    table = table_of(place, "table2")
+    column = next(n for n, one in enumerate(table.columns) if (one.group, one.name) == ("food", "ndcg@10"))
+    row = next(row for row in table.rows if row[0].startswith("SASRec†"))
+    assert row[column] == pytest.approx((own.mean(), own.std()))
+
+
+def test_the_runs_behind_a_table_are_named(place):
+    runs = pd.read_csv(output(place[0], "table2") / "runs.csv")
+    assert set(runs["variant"]) == {"Pop", "SASRec", "SASRec + text", "LLM-EDT"}
+    for row in runs[runs["domain"] == "overall"].to_dict("records"):
+        ranks = read_ranks(place[0] / row["run"] / "ranks.csv")
+        assert row["ndcg@10"] == pytest.approx(domain_metrics(ranks, (10,)).loc["overall", "ndcg@10"])
+
+
+def test_table_2_names_the_papers_models_that_were_not_run_and_the_budget(place):
+    table = table_of(place, "table2")
+    lacking = "C2DSR, TriCDR, SyNCRec, ABXI, LLM-ESR, LLMCDSR"
+    assert lacking in table.note and "GRU4Rec" in table.note
+    assert "Hyper-parameters: as given, no search." in table.note
+    assert "offline: no LLM was called" in table.note and "split " in table.note
+
+
+def test_both_tests_stand_in_the_table_of_significance(place):
+    table = table_of(place, "table2", "tests")
+    assert [column.heading for column in table.columns[-4:]] == ["p", "p (Holm)", "over seeds p", "over seeds p (Holm)"]
+    assert {row[0] for row in table.rows} == {"Pop", "SASRec", "SASRec + text"}
+    assert len(table.rows) == 9 and "one-sided Welch t-test" in table.note
+
+
+def test_text_alone_is_llm_edt_without_rows_profiles_and_fine_tuning(place):
+    folder = (
+        pd.read_csv(output(place[0], "table2") / "runs.csv").set_index("variant").loc["SASRec + text", "run"].iloc[0]
+    )
+    result = json.loads((place[0] / folder / "result.json").read_text(encoding="utf-8"))
+    assert [phase["phase"] for phase in result["phases"]] == ["pretrain"] and not result["sees_generated"]
+    assert config.read_file(place[0] / folder / "config.yaml")["alpha"] == 0
+
+
+def test_table_1_counts_what_is_there(place):
+    table = table_of(place, "table1")
+    data = pd.read_csv(place[0] / "atomic_files" / "tiny" / "tiny.inter", sep="\t")
+    in_food = data["item_id:token"].str.startswith("f")
+    assert table.rows[0][:3] == ("food", data.loc[in_food, "user_id:token"].nunique(), 15)
+    assert table.rows[1][:3] == ("kitchen", data.loc[~in_food, "user_id:token"].nunique(), 15)
+    assert table.rows[0][5:] == (14858, 8343, 14858, 8742)  # the paper's Food
+    assert f"{len(data) / 40:.2f} before" in table.note
+
+
+def test_figure_1_counts_every_user_once_before_and_after(place):
+    table = table_of(place, "figure1")
+    assert [sum(column) for column in zip(*[row[1:] for row in table.rows], strict=True)] == [40, 40]
+    assert table.rows[-1][0] == "90%-100%"
+
+
+def test_table_6_compares_profiles_with_those_of_raw_rows(place):
+    table = table_of(place, "table6")
+    assert [row[0] for row in table.rows] == ["injected 30%", "injected 60%", "injected 100%"]
+    assert [row[5] for row in table.rows] == [0.9876, 0.9828, 0.9791]
+    users = [row[3] for row in table.rows]
+    assert users == sorted(users) and users[-1] > 0  # a larger share only adds
+    assert all(row[4] <= row[2] <= 1 for row in table.rows)  # who got nothing has the profile of before
+
+
+def test_table_7_counts_each_user_under_one_condition(place):
+    table = table_of(place, "table7", "table-users")
+    assert sum(row[1] for row in table.rows) == 40
+    assert [row[0] for row in table.rows] == list(experiment.RATIOS)
+    assert [column.name for column in table_of(place, "table7").columns[:2]] == ["items", "mean r"]
+
+
+def test_figure_4_has_all_users_by_domain_and_length(place):
+    table = table_of(place, "figure4")
+    assert sum(row[2] for row in table.rows) == 40
+    assert [column.name for column in table.columns[3:]] == ["LLM-EDT", "w/o Aug."]
+
+
+def test_figure_6_measures_once_and_keeps_what_it_measured(place, monkeypatch):
+    folder, bench = place
+    table = table_of(place, "figure6")
+    monkeypatch.chdir(folder)
+    again = experiment.figure6(bench, experiment.baselines(bench.settings)).tables["table"]
+    assert [row[:4] for row in again.rows] == [row[:4] for row in table.rows]
+    assert all(row[2] > 0 for row in table.rows)
+
+
+def test_the_audit_has_every_leak_marked(place):
+    table = table_of(place, "audit")
+    assert table.rows[0][0] == "honest" and all("(not comparable)" in row[0] for row in table.rows[1:])
+
+
+def test_costs_stand_beside_the_papers(place):
+    assert [(row[0], row[2], row[-1]) for row in table_of(place, "cost").rows] == [
+        ("embed", 0, 0.00009),
+        ("augment", 0, 0.000194),
+        ("profile", 0, 0.000477),
+    ]
+
+
+# ---- resume and refusals -----------------------------------------------------------------------------------------
+
+
+def test_what_was_trained_is_not_trained_again(place, monkeypatch, capsys):
+    folder, _ = place
+    monkeypatch.chdir(folder)
+    before = snapshot(folder / "runs")
+    assert run(["experiment", "table2", *FLAGS]) == 0
+    assert snapshot(folder / "runs") == before and len(before) >= 8
+    printed = capsys.readouterr().out
+    assert "Overall comparison: tiny" in printed and "paper: Kitchen" in printed
+    assert "note: sampled-100 is left out" in printed
+
+
+def test_an_experiment_that_is_stopped_goes_on(place, tmp_path, monkeypatch):
+    folder, bench = place
+    monkeypatch.chdir(tmp_path)
+    write_tiny(tmp_path / "atomic_files", "tiny")
+    trained = []
+
+    def stop_before_the_third(*args, train=pipeline.train_model):
+        if len(trained) == 2:
+            raise KeyboardInterrupt
+        trained.append(args)
+        return train(*args)
+
+    flags = [*FLAGS, "--models=Pop,SASRec"]
+    with monkeypatch.context() as patch:
+        patch.setattr(pipeline, "train_model", stop_before_the_third)
+        assert run(["experiment", "table2", *flags]) == 130
+    first = snapshot(tmp_path / "runs")
+    assert len(first) == 2
+    assert run(["experiment", "table2", *flags]) == 0
+    assert len(snapshot(tmp_path / "runs")) == 4 and first.items() <= snapshot(tmp_path / "runs").items()
+    ours = {row[0]: row[1:7] for row in tables.read(output(tmp_path, "table2") / "table.json").rows}
+    whole = {row[0]: row[1:7] for row in table_of(place, "table2").rows}
+    assert ours["SASRec†"] == whole["SASRec†"]
+
+
+def test_runs_of_different_splits_are_refused_in_one_table(place, monkeypatch):
+    folder, bench = place
+    monkeypatch.chdir(folder)
+    rows = experiment.baselines(bench.settings)[:2]
+    fresh = experiment.Bench(settings(), ["Pop", "SASRec"], lambda line: None)
+    path = pipeline.run_directory(fresh.experiment(rows[1], 1), "SASRec") / "ranks.json"
+    original = path.read_text(encoding="utf-8")
+    path.write_text(original.replace('"split_hash": "', '"split_hash": "0'), encoding="utf-8")
+    try:
+        with pytest.raises(DataError, match="rank tables differ in split_hash"):
+            fresh.runs(rows)
+    finally:
+        path.write_text(original, encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["experiment", "table2", "--seeds=42,42"], "seeds: expected different whole numbers"),
+        (["experiment"], "experiment: say what to do: experiment table1"),
+        (["experiment", "table10"], "unknown action 'table10' of experiment"),
+        (["experiment", "table8"], "experiment table8 needs experiment.llms"),
+        (["experiment", "table8", "--experiment.llms={a: {modell: x}}"], "unknown key 'llm.modell'"),
+        (["experiment", "table8", "--experiment.llms=[a]"], "llms: expected names with keys of llm"),
+        (["experiment", "table2", "--models=SASRec,NoModel"], "unknown model 'NoModel'"),
+        (["experiment", "table3", "--variants={a: {alhpa: 1}}"], "variant 'a': unknown key"),
+        (["experiment", "all", "--dry-run"], "has no dry run of its own"),
+    ],
+)
+def test_what_is_wrong_is_said_before_any_work(workplace, capsys, arguments, message):
+    assert run([*arguments, "--dataset=tiny"]) == 2
+    assert message in capsys.readouterr().err
+    assert not (workplace / "runs").exists()
+
+
+def test_of_all_studies_those_that_lack_a_setting_are_left_out(workplace):
+    said = []
+    chosen = experiment.chosen_rows(settings(), "all", said.append)
+    assert set(experiment.STUDIES) - set(chosen) == {"table8"}
+    assert said[0].startswith("note: table8 is left out: experiment table8 needs experiment.llms")
+
+
+# ---- rows --------------------------------------------------------------------------------------------------------
+
+
+def test_without_models_table_2_has_every_baseline_and_the_method(workplace):
+    rows = experiment.baselines(config.load("tiny"))
+    assert [row.name for row in rows][:4] == ["Pop", "GRU4Rec", "BERT4Rec", "SASRec"]
+    assert [row.name for row in rows][-2:] == ["SASRec + text", "LLM-EDT"]
+    assert [row.name for row in experiment.baselines(settings(models="SASRec"))] == ["SASRec"]
+
+
+def test_the_given_value_stands_among_the_papers_and_is_the_run_of_table_2(workplace):
+    for rows, name, names in (
+        (experiment.thresholds(settings()), "tau q0.10", ["tau q0.10", "tau q0.50", "tau q0.90"]),
+        (experiment.thresholds(settings(**{"augment.tau": 0.9})), "tau 0.9", ["tau 0.85", "tau 0.9", "tau 0.95"]),
+        (experiment.cluster_numbers(settings()), "K 3", ["K 3", "K 5", "K 10", "K 15"]),
+        (experiment.alphas(settings(alpha=0.01)), "alpha 0.01", None),
+        (experiment.shares(settings()), "injected 100%", ["injected 30%", "injected 60%", "injected 100%"]),
+    ):
+        assert [row.name for row in rows if not row.keys] == [name]
+        assert names is None or [row.name for row in rows] == names
+
+
+def test_backbones_stand_alone_and_in_the_method(workplace):
+    rows = {row.name: row for row in experiment.backbones(settings())}
+    assert rows["GRU4Rec"].model == "GRU4Rec" and rows["LLM-EDT (BERT4Rec)"].keys == {"backbone": "BERT4Rec"}
+    experiment.check(settings(), list(rows.values()))
+
+
+@pytest.mark.parametrize("name", sorted(set(experiment.STUDIES) - {"table8"}))
+def test_the_rows_of_every_study_fit_their_models(workplace, name):
+    experiment.check(settings(), experiment.STUDIES[name].rows(settings()))
+
+
+def test_other_studies_make_their_tables_from_few_rows(place, monkeypatch):
+    folder, bench = place
+    monkeypatch.chdir(folder)
+    given = bench.settings
+    table4 = experiment.table4(bench, [experiment.Row("tau q0.10")]).tables["table"]
+    assert [row[0] for row in table4.rows][1:] == [f"tau {tau} (paper alone)" for tau in ("0.85", "0.9", "0.95")]
+    assert table4.rows[0][1] > 0  # rows inserted
+    table5 = experiment.table5(bench, [experiment.Row("K 10")]).tables["table"]
+    assert table5.rows[0][-2:] == (0.8104, 0.7649)
+    assert experiment.figure5(bench, [experiment.Row("alpha 0.7")]).figure is not None
+    table3 = experiment.table3(bench, experiment.with_and_without(given)).tables
+    assert table3["table"].rows[1][-4:] == (0.7919, 0.7311, 0.6854, 0.6291)
+    alone = experiment.Row("SASRec", "SASRec"), experiment.Row("LLM-EDT (SASRec)", "LLMEDT", {"backbone": "SASRec"})
+    assert {row[0] for row in experiment.table9(bench, alone).tables["tests-SASRec"].rows} == {"SASRec"}
+
+
+def test_two_language_models_write_items_and_profiles_of_their_own(workplace, monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-test")
+    with FaultyServer() as first, FaultyServer() as second:
+        llms = {
+            name: {"model": name, "base_url": server.url, "max_tokens": 300}
+            for name, server in (("small", first), ("large", second))
+        }
+        keys = {"experiment.llms": llms, "augment.tau": -1, "augment.n_generated": 2, "seeds": [1]}
+        own = settings(**keys)
+        said: list[str] = []
+        experiment.experiment(own, said.append, "table8")
+        assert first.n_calls and second.n_calls
+    table = tables.read(output(workplace, "table8") / "table.json")
+    assert [row[0] for row in table.rows][:2] == ["small†", "large†"]
+    assert "Item vectors are the same in every row" in table.note
+    folders = {path.parent.name for path in (workplace / "atomic_files").glob("tiny-edt-*/augment.json")}
+    assert len(folders) == 2
+    source = pipeline.read_augmented(bench_of(own, "small"))
+    assert source.virtual.any()
+
+
+def bench_of(own, name):
+    rows = {row.name: row for row in experiment.language_models(own)}
+    return experiment.settings_of(own, rows[name], 1)
+
+
+# ---- the paper's numbers -----------------------------------------------------------------------------------------
+
+
+def test_the_papers_pair_is_found_by_the_names_of_the_domains_in_either_order():
+    here = paper.printed("table2", ("kitchen", "food"))
+    assert here.same_domains and here.domains == ("Kitchen", "Food")
+    assert here.rows["LLM-EDT"] == [0.5406, 0.4236, 0.4349, 0.3109]
+    assert paper.printed("table2", ("Electronics", "cell_phones")).rows["SASRec"][0] == 0.3501
+    other = paper.printed("table2", ("action", "drama"))
+    assert other.domains == ("Cloth", "Sport") and not other.same_domains
+
+
+@pytest.mark.parametrize("table", [f"table{n}" for n in range(1, 10)])
+def test_every_row_of_the_paper_has_a_value_per_metric_and_domain(table):
+    for domains in (("cloth", "sport"), ("electronic", "cell phone"), ("food", "kitchen")):
+        numbers = paper.printed(table, domains)
+        widths = {len(row) for row in numbers.rows.values()}
+        assert widths == ({len(numbers.metrics)} if table == "table6" else {2 * len(numbers.metrics)})
+
+
+def test_the_improvements_that_the_paper_prints_follow_from_its_numbers():
+    rows = paper.printed("table2", ("cloth", "sport")).rows
+    others = np.max([row for name, row in rows.items() if name != "LLM-EDT"], axis=0)
+    gain = 100 * (np.array(rows["LLM-EDT"]) / others - 1)
+    assert gain == pytest.approx([2.81, 3.93, 7.16, 7.35], abs=0.01)
+
+
+def test_what_keeps_numbers_from_being_compared_is_said(workplace):
+    same = paper.printed("table2", ("food", "kitchen"))
+    assert paper.difference(settings(), same, "domain", False) == (
+        "Not comparable: other files of the same domains, the target competes with 100 sampled items there, "
+        "no LLM was called here, its released code augments before it splits."
+    )
+    assert "100 sampled" not in paper.difference(settings(), same, "sampled-100", True)
+
+
+def test_rows_of_the_paper_alone_come_last_and_ours_keep_their_cells():
+    ours = tables.ResultTable("t", "t", ["model", "x"], [("SASRec†", 1.0), ("Mine", 2.0)], "Note.")
+    numbers = paper.Printed("Table 2", ("A", "B"), ("hit@10",), {"SASRec": [0.1, 0.2], "C2DSR": [0.3, 0.4]}, False)
+    both = paper.beside(ours, numbers, "Not comparable.")
+    assert both.rows == (
+        ("SASRec†", 1.0, 0.1, 0.2),
+        ("Mine", 2.0, None, None),
+        ("C2DSR (paper alone)", None, 0.3, 0.4),
+    )
+    assert both.note.startswith("Note. Paper: Table 2 of LLM-EDT (SIGIR 2026)") and "Not comparable." in both.note
+
+
+# ---- numbers with a known answer ---------------------------------------------------------------------------------
+
+
+def ranks(higher, domain="food"):
+    table = pd.DataFrame({"user": [f"u{i:03d}" for i in range(len(higher))], "item": "f1", "domain": domain})
+    table = table.assign(higher=higher, tied=0)
+    table.attrs = {"split_hash": "s", "candidates": "domain", "candidates_hash": "", "domains": [domain]}
+    return table
+
+
+def seeds_of(generator, chance, n_seeds=3, n_users=400):
+    """Runs in which each user's target is first with this chance, else far below the cut-off."""
+    hits = generator.random((n_seeds, n_users)) < chance
+    return [report.ModelResult("m", ranks(np.where(row, 0, 100))) for row in hits]
+
+
+def test_the_one_sided_test_is_small_on_the_side_of_the_better_model():
+    a, b = [0.30, 0.31, 0.32], [0.20, 0.21, 0.22]
+    # Welch by hand: t = 0.1 / sqrt(2 * 0.0001 / 3) = 12.247 with 4 degrees of freedom.
+    assert report.one_sided(a, b) == pytest.approx(0.000127, abs=1e-6)
+    assert report.one_sided(b, a) == pytest.approx(1 - 0.000127, abs=1e-6)
+    assert report.one_sided(a, a) == pytest.approx(0.5)
+    assert report.one_sided([0.2, 0.2], [0.1, 0.1]) == 0 and report.one_sided([0.1, 0.1], [0.1 + 1e-17, 0.1]) == 1
+    assert np.isnan(report.one_sided([0.2], [0.1]))
+
+
+def test_where_nothing_differs_both_tests_err_about_as_often_as_they_say():
+    generator = np.random.default_rng(0)
+    over_seeds, over_users = [], []
+    for _ in range(100):
+        runs = {name: seeds_of(generator, 0.3, n_users=60) for name in ("a", "b")}
+        over_seeds.append(report.tests_over_seeds(runs, "a", "hit@10")["p"].iloc[0])
+        pair = [[one.ranks for one in several] for several in runs.values()]
+        over_users.append(report.compare_seeds(*pair, "hit@10")["p"])
+    # 5 % of 100 is 5, with a standard deviation of 2.2.
+    assert 0 < np.sum(np.array(over_seeds) < 0.05) < 12
+    assert 0 < np.sum(np.array(over_users) < 0.05) < 12
+
+
+def test_a_difference_that_is_there_is_found_by_both_tests_on_the_right_side():
+    generator = np.random.default_rng(1)
+    runs = {"good": seeds_of(generator, 0.5), "bad": seeds_of(generator, 0.3)}
+    assert report.tests_over_seeds(runs, "good", "hit@10")["p_holm"].max() < 0.01
+    assert report.tests_over_seeds(runs, "bad", "hit@10")["p"].min() > 0.99
+    over_users = report.paired_tests_over_seeds(runs, "good", "hit@10")
+    assert (over_users["p_holm"] < 0.001).all() and (over_users["low"] > 0).all()
+    assert (over_users["low"] < 0.2).all() and (over_users["high"] > 0.2).all()
+
+
+def test_a_reference_that_is_not_there_is_refused():
+    with pytest.raises(ConfigError, match="no model is called 'x'"):
+        report.tests_over_seeds({"a": []}, "x")
+
+
+def test_domains_that_lie_apart_and_domains_that_are_mixed_are_told_by_their_numbers():
+    apart = np.array([[1, 0.01], [1, -0.01], [0.01, 1], [-0.01, 1]])
+    domain = np.array([0, 0, 1, 1])
+    silhouette, nearest = experiment.separation(apart, domain, 1)
+    assert silhouette > 0.99 and nearest < 0.05
+    silhouette, nearest = experiment.separation(apart, np.array([0, 1, 0, 1]), 1)
+    assert silhouette < 0 and nearest > 0.99
+    with_zeros = np.vstack([apart, np.zeros((2, 2))])
+    assert experiment.separation(with_zeros, np.array([*domain, 0, 1]), 1) == experiment.separation(apart, domain, 1)
+
+
+def test_similarity_of_profiles_is_the_cosine_by_user_and_nothing_without_a_profile():
+    data = toy.dataset(["f1", "f1", "f1"])
+    tokens, rows = data.users, np.arange(3, dtype=np.int32)
+    a = EmbeddingTable(tokens, rows, np.array([[1, 0], [1, 1], [0, 0]], np.float32), {"kind": "user"})
+    b = EmbeddingTable(tokens[::-1], rows, np.array([[1, 0], [1, -1], [0, 2]], np.float32), {"kind": "user"})
+    found = experiment.cosines(a, b, data.users)
+    assert found[:2] == pytest.approx([0, 0]) and np.isnan(found[2])
+    assert experiment.cosines(a, a, data.users)[:2] == pytest.approx([1, 1])
+
+
+def test_few_items_that_must_be_seen_are_drawn_before_others():
+    domain, new = np.repeat([0, 1], 3000), np.arange(6000) % 1500 == 0
+    chosen = experiment.sampled(domain, new, 1)
+    assert len(chosen) == 2 * experiment.N_MAPPED and new[chosen].sum() == new.sum() == 4
+    assert (experiment.sampled(domain, new, 1) == chosen).all()
+    assert len(experiment.sampled(domain[2990:3010], new[2990:3010], 1)) == 20
+
+
+def test_written_items_stand_out_on_the_map(tmp_path):
+    drawn = pd.DataFrame({"panel": [0, 0, 0], "x": [0, 1, 2], "y": [0, 1, 2], "domain": ["food", "food", "_$k$"]})
+    figure = plots.maps(drawn.assign(generated=[False, True, False]), ["before", "after"])
+    labels = figure.axes[0].get_legend_handles_labels()[1]
+    assert labels[:2] == ["food", "food, written"]
+    figures.save(figure, tmp_path / "map")
+    assert (tmp_path / "map.pdf").is_file()
+
+
+def test_tables_state_the_budget_of_a_search(workplace):
+    own = settings(**{"tune.trials": 20, "tune.tuned": ["LLMEDT"]})
+    assert "best of 20 trials per model" in tuning.budget_note(own, ["LLMEDT"])
