@@ -438,7 +438,7 @@ def significance_table(tests: pd.DataFrame, reference: str, metric: str) -> Resu
 
 def models_table(runs: Sequence[ModelResult]) -> ResultTable:
     """How each model was trained."""
-    time = Column("training time (s)", decimals=0)
+    time = Column("training time (s)", decimals=1)
     columns = ("model", "parameters", "epochs", "best epoch", "ended by", time, "note")
     rows = tuple(
         (
