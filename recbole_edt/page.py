@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import re
 import shlex
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -89,12 +90,18 @@ def make(settings: Settings, say: pipeline.Say, runs: str = "", output: str = ""
 
     Raises: DataError for folders without finished runs, and for runs that cannot be compared.
     """
-    folders = [Path(one.strip()) for one in runs.split(",")] if runs else [pipeline.open_experiment(settings).folder]
+    if runs:
+        folders, own = [Path(one.strip()) for one in runs.split(",")], Path()
+        place = Path(output or settings.runs_path / "report")
+    else:
+        experiment = pipeline.open_experiment(settings)
+        folders, own = [experiment.folder], pipeline.run_directory(experiment, settings.model)
+        place = Path(output or experiment.folder / "report")
     found = read_runs(folders, settings.models)
+    reference = _reference(found, own, settings.model)
     settings = _settings_of(settings, found[0])
-    place = Path(output) if output else settings.runs_path / "report" if runs else folders[0] / "report"
     experiments = [] if runs else experiment_folders(settings)
-    lines, sections = contents(found, settings, experiments, place / "figures")
+    lines, sections = contents(found, reference, settings, experiments, place / "figures")
     title = f"{settings.dataset}: {_several(len(found), 'run')}"
     write_text(place / "report.html", html_report(title, lines, sections))
     write_text(place / "report.md", markdown(title, lines, sections, place))
@@ -150,24 +157,28 @@ def _read_run(folder: Path) -> Run:
 
 def _told_apart(runs: Sequence[Run]) -> list[Run]:
     """Runs of one model get a name that says in which settings they differ, or else that of their folder."""
-    named = []
+    names = []
     for run in runs:
         same = [other for other in runs if other.name == run.name]
-        differing = _differing(same) if len(same) > 1 else []
-        values = ", ".join(f"{key}={run.config.get(key)}" for key in differing)
-        name = f"{run.name} ({values})" if differing and len(values) <= 60 else run.folder.name
-        named.append(replace(run, shown=replace(run.shown, name=name if len(same) > 1 else run.name)))
-    names = [run.name for run in named]
-    return [
-        replace(run, shown=replace(run.shown, name=str(run.folder))) if names.count(run.name) > 1 else run
-        for run in named
-    ]
+        values = ", ".join(f"{key}={_value(run, key)}" for key in _differing(same))
+        named = f"{run.name} ({values})" if len(values) <= 60 else run.folder.name
+        names.append(named if len(same) > 1 else run.name)
+    count = Counter(names)
+    for place, run in enumerate(runs):
+        if count[names[place]] > 1:  # copies of one run, or of one folder's name
+            names[place] = f"{run.folder.parent.name}/{run.folder.name}"
+    return [replace(run, shown=replace(run.shown, name=name)) for run, name in zip(runs, names, strict=True)]
+
+
+def _value(run: Run, key: str) -> Any:
+    """A setting, or ``rows``: the data set, whose rows an ablation may have changed."""
+    return run.result["dataset"] if key == "rows" else run.config.get(key)
 
 
 def _differing(runs: Sequence[Run]) -> list[str]:
     """Keys whose values are not the same in all runs."""
-    keys = sorted({key for run in runs for key in run.config})
-    return [key for key in keys if len({repr(run.config.get(key)) for run in runs}) > 1]
+    keys = [*sorted({key for run in runs for key in run.config}), "rows"]
+    return [key for key in keys if len({repr(_value(run, key)) for run in runs}) > 1]
 
 
 def _over_seeds(runs: Sequence[Run]) -> dict[str, list[ModelResult]]:
@@ -220,11 +231,19 @@ def _settings_of(settings: Settings, run: Run) -> Settings:
 
 
 def contents(
-    runs: Sequence[Run], settings: Settings, experiments: Sequence[Path], folder: Path
+    runs: Sequence[Run], reference: str | None, settings: Settings, experiments: Sequence[Path], folder: Path
 ) -> tuple[list[str], list[Section]]:
-    """What the report says: lines below its title, and sections; new pictures go into ``folder``."""
+    """What the report says: lines below its title, and sections.
+
+    Args:
+        runs: that can be compared.
+        reference: name of the run that is tested against all others; None leaves the tests out.
+        settings: where the data are.
+        experiments: folders with tables and figures.
+        folder: where new pictures go.
+    """
     results = [run.shown for run in runs]
-    tables = {table.name: table for table in report.report_tables(results, _reference(runs, settings.model))}
+    tables = {table.name: table for table in report.report_tables(results, reference)}
     bars, curves = folder / "results", folder / "curves"
     plot_results(results, bars.with_suffix(".png"))
     report.plot_curves(results, curves.with_suffix(".png"))
@@ -251,9 +270,11 @@ def contents(
     return lines, [section for section in sections if section.parts]
 
 
-def _reference(runs: Sequence[Run], model: str) -> str | None:
-    """The run that is tested against all others: the first of the model that the settings name."""
-    return next((run.name for run in runs if run.result["model"] == model), None)
+def _reference(runs: Sequence[Run], own: Path, model: str) -> str | None:
+    """The run under the settings as they are, or else the first of the model that they name."""
+    of_model = [run for run in runs if run.result["model"] == model]
+    exact = [run for run in of_model if run.folder == own.resolve()]
+    return next((run.name for run in [*exact, *of_model]), None)
 
 
 def plot_results(results: Sequence[ModelResult], path: Path, metric: str = METRIC, seed: int = 42) -> None:
@@ -339,11 +360,15 @@ def _cost(settings: Settings) -> Iterator[ResultTable | str]:
 
 def _settings_parts(runs: Sequence[Run]) -> Iterator[ResultTable | Listing]:
     if len(runs) > 1 and (keys := _differing(runs)):
-        rows = [(key, *(_as_text(run.config[key]) if key in run.config else None for run in runs)) for key in keys]
+        rows = [(key, *(_shown_value(run, key) for run in runs)) for key in keys]
         note = "n/a: the model has no such key"
         yield ResultTable("settings", "Settings that differ", ["key", *(run.name for run in runs)], rows, note)
     for run in runs:
         yield Listing(f"All settings of {run.name}", yaml.safe_dump(dict(run.config), allow_unicode=True))
+
+
+def _shown_value(run: Run, key: str) -> str | None:
+    return _as_text(_value(run, key)) if key in run.config or key == "rows" else None
 
 
 def _reproduce(runs: Sequence[Run], settings: Settings) -> Iterator[Listing | str]:

@@ -85,6 +85,14 @@ def test_numbers_are_those_of_the_runs_and_runs_of_one_model_are_told_apart(plac
         assert any(row[place_of] == pytest.approx(result["test"]["ndcg@10"]) for row in table.rows)
 
 
+def test_the_run_under_the_settings_as_they_are_is_tested_against_all_others(there):
+    assert read(report_of(there) / "tables/tests.json").title == "LLMEDT against the others, ndcg@10"
+    assert run(["report", *TINY, "--model=SASRec", "--learning_rate=0.01"]) == 0
+    table = read(report_of(there) / "tables/tests.json")
+    assert table.title == "SASRec (learning_rate=0.01) against the others, ndcg@10"
+    assert run(["report", *TINY, "--models=Pop,SASRec,LLMEDT"]) == 0
+
+
 def test_one_html_file_holds_everything_and_names_no_address_but_its_own(place):
     text = (report_of(place) / "report.html").read_text(encoding="utf-8")
     assert "default-src 'none'" in text and text.count("<script>") == 1
@@ -118,12 +126,6 @@ def test_the_data_have_commands_with_the_keys_that_were_given(there):
     lines = page.data_commands(config.load("tiny"))
     assert lines[0] == "python run_edt.py prepare --dataset=tiny"
     assert "python run_edt.py augment --dataset=tiny --augment.n_clusters=3" in lines
-
-
-def test_a_second_report_is_the_same(there):
-    before = (report_of(there) / "report.html").read_bytes()
-    assert run(["report", *TINY, "--models=Pop,SASRec,LLMEDT"]) == 0
-    assert (report_of(there) / "report.html").read_bytes() == before
 
 
 # ---- which runs --------------------------------------------------------------------------------------------------
@@ -176,6 +178,13 @@ def test_runs_over_the_same_seeds_get_their_means(there, tmp_path):
     assert list(page._over_seeds(runs)) == ["Pop"] and page._over_seeds(runs[:1]) == {}
     assert run(["report", f"--runs={tmp_path}", f"--output={tmp_path}/out"]) == 0
     assert read(tmp_path / "out/tables/means.json").shown()[0][1].endswith("± 0.0000")
+
+
+def test_copies_of_a_run_are_named_by_their_folders_and_never_by_a_whole_path(there, tmp_path):
+    for name in ("one", "two"):
+        shutil.copytree(runs_of(there)[0], tmp_path / name / "run")
+    names = [one.name for one in page.read_runs([tmp_path / "one", tmp_path / "two"])]
+    assert names == ["one/run", "two/run"]
 
 
 def test_an_experiments_folder_of_another_data_set_is_left_alone(tmp_path):
