@@ -18,7 +18,7 @@ setup(
     license="MIT",
     python_requires=">=3.10",
     packages=find_packages(include=["recbole_edt", "recbole_edt.*"]),
-    package_data={"recbole_edt": ["prices.yaml", "paper.yaml", "templates/*.txt", "spaces/*.yaml"]},
+    package_data={"recbole_edt": ["prices.yaml", "paper.yaml", "templates/*.txt", "spaces/*.yaml", "pages/*"]},
     install_requires=[
         f"recbole==1.2.1; {OLD}",  # the host: models, data sets, trainers
         f"setuptools<81; {OLD}",  # ray, which RecBole's quick start imports, needs pkg_resources
@@ -33,6 +33,7 @@ setup(
         "tokenizers>=0.15",  # tokens of the default embedder
         "wordllama>=0.3.3",  # weights of the default embedder, 16 MB, inside the wheel
         "matplotlib>=3.7",  # curves in the report
+        "jinja2>=3.1",  # pages of HTML in which everything from data is escaped; torch brings it anyway
         "rich>=13",  # the table in the terminal
         "tqdm>=4.60",
         "pyyaml>=6",

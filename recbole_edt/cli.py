@@ -92,6 +92,12 @@ STAGES = {
                 with recommend.train_on_all also MODEL-HASH/all-data/, a model for production
         Keys    model, recommend.k, recommend.seen, recommend.domain, recommend.users, recommend.histories,
                 recommend.output, recommend.train_on_all""",
+    "report": """One page of finished runs and experiments to read in a browser; also Markdown, CSV, LaTeX, PNG, PDF.
+
+        Reads   finished runs of the same split and candidates: those of the data set's run directory, or --runs
+        Writes  runs/NAME-HASH/report/: report.html, report.md, tables/, figures/
+        Options --runs=DIR,DIR (runs, or folders with runs; then it goes to runs/report/), --output=DIR
+        Keys    model (tested against all others), models (the order), candidates""",
     "inspect": """What was done to one user's data: history, prompts, answers, proposals and their fate.
 
         Reads   the files of augment and profile, the stored answers
@@ -171,6 +177,7 @@ ACTIONS = {"cache": ("stats", "export", "prune"), "batch": ("export", "import"),
 """What stands after the name of some stages."""
 OPTIONS = {
     "inspect": ("user",),
+    "report": ("runs", "output"),
     "cache export": ("file",),
     "cache prune": ("model", "template", "older_than", "rejected"),
     "batch export": ("file",),
@@ -236,7 +243,7 @@ def help_text(stage: str | None) -> str:
 
 
 def _run_stage(stage: str | None, values: dict[str, str], command: str) -> int:
-    from recbole_edt import ablation, asking, audit, config, doctor, experiment, pipeline, tuning
+    from recbole_edt import ablation, asking, audit, config, doctor, experiment, page, pipeline, tuning
 
     options = _options(stage, values)
     dataset = values.pop("dataset", DEFAULT_DATASET)
@@ -255,6 +262,8 @@ def _run_stage(stage: str | None, values: dict[str, str], command: str) -> int:
         asking.STAGES[stage](settings, print, **options)
     elif stage is not None and stage.startswith("experiment "):
         experiment.experiment(settings, print, stage.partition(" ")[2])
+    elif stage == "report":
+        page.make(settings, print, **options)
     elif stage in ("ablate", "audit", "tune"):
         {"ablate": ablation.ablate, "audit": audit.audit, "tune": tuning.tune}[stage](settings, print)
     elif stage is None:

@@ -743,6 +743,17 @@ def _defaults(model: str) -> dict[str, Any]:
     return {key: float(value) if _is_whole(value) else value for key, value in values.items()}
 
 
+def defaults_of(model: str, backbone: str = "") -> dict[str, Any]:
+    """Hyper-parameters of one model; of LLM-EDT those of the chosen backbone and its own."""
+    if model != "LLMEDT":
+        return _defaults(model)
+    from recbole_edt.model import ModelSettings
+    from recbole_edt.trainer import PhaseConfig
+
+    own = {f.name: f.default for cls in (ModelSettings, PhaseConfig) for f in fields(cls)}
+    return {**_defaults(backbone or str(own["backbone"])), **own}
+
+
 def _examples(models: Iterable[Any]) -> dict[str, list[Any]]:
     """Every key that RecBole or one of ``models`` understands, with its defaults."""
     arguments = (

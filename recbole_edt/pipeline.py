@@ -218,7 +218,7 @@ def _say_asked(manifest: Path, stage: str, n_users: int, say: Say) -> None:
         kinds = ", ".join(f"{n} {kind}" for kind, n in counts["failed"].items())
         say(f"{stage}: {sum(counts['failed'].values())} failed ({kinds}); the same command asks for those again")
     for name, used in counts.get("used", {}).items():
-        say(f"{stage}, {WORDS[name]}: {_usage_line(used, n_users, _paper_usd(stage, name))}")
+        say(f"{stage}, {WORDS[name]}: {_usage_line(used, n_users, paper_usd(stage, name))}")
 
 
 WORDS = {"chat": "answers", "vectors": "vectors"}
@@ -235,7 +235,7 @@ def _usage_line(used: Mapping[str, Any], n_users: int, paper: float | None) -> s
     return f"{tokens}; {per_user}" + (f" (paper: {dollars(paper)})" if paper else "")
 
 
-def _paper_usd(stage: str, kind: str) -> float | None:
+def paper_usd(stage: str, kind: str) -> float | None:
     """The paper counts the vectors of items alone, and answers of generation and of profiles."""
     return PAPER_USD[stage] if (stage == "embed") == (kind == "vectors") else None
 
@@ -266,7 +266,7 @@ def check_made_with(settings: Settings, data: atomic.TwoDomainData, augmented: a
         "augment": (_inputs(settings, data, item_vectors(settings), settings.augment), settings.augment),
         "profile": (_inputs(settings, augmented, augmented_vectors(settings), settings.profile), settings.profile),
     }
-    manifests = _manifests(settings)
+    manifests = stage_manifests(settings)
     for stage, (inputs, group) in stages.items():
         if manifests[stage] and manifests[stage]["inputs_hash"] != inputs:
             configs = manifests[stage]["config"], _shown(settings, group)
@@ -903,7 +903,7 @@ def title_of(experiment: Experiment) -> str:
 
 def _data_section(settings: Settings) -> str:
     """The data card, what augmentation did, and what an LLM was asked, for the report."""
-    counts = {key: value for key, value in _counts(settings)["augment"].items() if not isinstance(value, Mapping)}
+    counts = {key: value for key, value in stage_counts(settings)["augment"].items() if not isinstance(value, Mapping)}
     rows = {**raw.card(read(settings)), **counts}
     lines = [f"| {key.replace('_', ' ')} | {raw.number(value)} |" for key, value in rows.items()]
     heading = ["", "## Data and augmentation", "", "| figure | value |", "|---|---|"]
@@ -914,20 +914,21 @@ def _llm_lines(settings: Settings) -> list[str]:
     """Lines of Markdown: calls, tokens and cost of each stage that asked a model, beside the paper's."""
     n_users = len(read(settings).users)
     lines = []
-    for stage, counts in _counts(settings).items():
+    for stage, counts in stage_counts(settings).items():
         for name, used in counts.get("used", {}).items():
-            lines.append(f"- {stage}, {WORDS[name]}: {_usage_line(used, n_users, _paper_usd(stage, name))}")
+            lines.append(f"- {stage}, {WORDS[name]}: {_usage_line(used, n_users, paper_usd(stage, name))}")
         if counts.get("failed"):
             lines.append(f"- {stage}, failed: {raw.listed(counts['failed'])}")
     return ["", "## Asked of models", "", *lines] if lines else []
 
 
-def _counts(settings: Settings) -> dict[str, dict[str, Any]]:
+def stage_counts(settings: Settings) -> dict[str, dict[str, Any]]:
     """The counts of the stages before training; empty where someone else's program made the files."""
-    return {stage: manifest.get("counts", {}) for stage, manifest in _manifests(settings).items()}
+    return {stage: manifest.get("counts", {}) for stage, manifest in stage_manifests(settings).items()}
 
 
-def _manifests(settings: Settings) -> dict[str, dict[str, Any]]:
+def stage_manifests(settings: Settings) -> dict[str, dict[str, Any]]:
+    """What the stages before training wrote of themselves; empty where someone else's program made the files."""
     folders = {"embed": settings.folder, "augment": augmented_folder(settings), "profile": augmented_folder(settings)}
     paths = {stage: folder / f"{stage}.json" for stage, folder in folders.items()}
     return {stage: read_json(path) if path.is_file() else {} for stage, path in paths.items()}
@@ -935,7 +936,7 @@ def _manifests(settings: Settings) -> dict[str, dict[str, Any]]:
 
 def llm_note(settings: Settings) -> str:
     """Which parts a language model did, and which ran without one."""
-    manifests = {stage: one for stage, one in _manifests(settings).items() if "llm" in one.get("config", {})}
+    manifests = {stage: one for stage, one in stage_manifests(settings).items() if "llm" in one.get("config", {})}
     models = {stage: one["config"]["llm"]["model"] + _failures(one["counts"]) for stage, one in manifests.items()}
     items = f"items written by {models['augment']}" if "augment" in models else "items proposed by co-occurrence"
     texts = f"profiles by {models['profile']}" if "profile" in models else "profiles made of telling words"
