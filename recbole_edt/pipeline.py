@@ -29,8 +29,12 @@ from recbole.trainer import trainer as recbole_trainer
 from recbole.utils import ModelType, get_model, init_seed
 
 import recbole_edt
+<<<<<<< HEAD
 from recbole_edt import atomic, augment, card, embeddings, histories, profiles, raw, report, split
 from recbole_edt import recommend as recommending
+=======
+from recbole_edt import atomic, augment, card, embeddings, profiles, raw, report, split
+>>>>>>> ae41a3a52fe66e497e3fdbffa10ace612f274041
 from recbole_edt.baselines import SEQUENCE_ROWS, sequence_trained
 from recbole_edt.candidates import CandidateTable
 from recbole_edt.config import RUN_DEFAULTS, Settings, model_values, recbole_config

@@ -160,7 +160,8 @@ class TestInstalledMovieLens:
     def test_needs_neither_torch_nor_recbole_in_memory(self, tmp_path):
         code = (
             "import sys; from pathlib import Path; from recbole_edt.raw import PrepareConfig, prepare; "
-            f"prepare(PrepareConfig('ml-100k'), Path({str(tmp_path)!r}), 'films'); print('torch' in sys.modules, 'recbole' in sys.modules)"
+            f"prepare(PrepareConfig('ml-100k'), Path({str(tmp_path)!r}), 'films'); "
+            "print('torch' in sys.modules, 'recbole' in sys.modules)"
         )
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
         assert done.stdout.split() == ["False", "False"]
