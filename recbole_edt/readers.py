@@ -245,19 +245,19 @@ def _lines(path: Path) -> Iterator[list[bytes]]:
 
 
 def _json_blocks(tally: Tally, columns: Sequence[Column], wanted: Callable[[bytes], bool] | None) -> Iterator[Block]:
-    names = [(column,) if isinstance(column, str) else tuple(column) for column in columns]
+    values = _getter(columns)
     for lines in _lines(tally.path):
         numbers, rows = [], []
         for number, line in enumerate(lines, tally.lines + 1):
             if not line.strip() or (wanted is not None and not wanted(line)):
                 continue
             try:
-                record = _record(line)
+                row = values(_record(line))
             except ValueError as error:
                 tally.fault(number, str(error), line)
                 continue
             numbers.append(number)
-            rows.append(tuple(_first(record, of) for of in names))
+            rows.append(row)
         tally.lines += len(lines)
         tally.check()
         yield numbers, rows
@@ -269,7 +269,7 @@ def _record(line: bytes) -> dict[str, Any]:
     Raises: ValueError saying what is wrong.
     """
     try:
-        record = json.loads(line.decode("utf-8"))
+        record = _decode(line.decode("utf-8"))
     except (ValueError, RecursionError) as error:
         try:
             record = ast.literal_eval(line.decode("utf-8").strip())
@@ -281,13 +281,20 @@ def _record(line: bytes) -> dict[str, Any]:
     return record
 
 
-def _first(record: dict[str, Any], names: tuple[str, ...]) -> Any:
-    """The first of the fields that holds something."""
-    for name in names:
-        value = record.get(name)
-        if value is not None and value != "" and value != []:
-            return value
-    return None
+_decode = json.JSONDecoder().decode
+
+
+def _getter(columns: Sequence[Column]) -> Callable[[dict[str, Any]], tuple[Any, ...]]:
+    """What takes the columns out of a record; of alternatives the first that holds something."""
+    plain = [column for column in columns if isinstance(column, str)]
+    if len(plain) == len(columns):
+        return lambda record: tuple(map(record.get, plain))
+    names = [(column,) if isinstance(column, str) else tuple(column) for column in columns]
+
+    def values(record: dict[str, Any]) -> tuple[Any, ...]:
+        return tuple(next((record[name] for name in of if record.get(name)), None) for of in names)
+
+    return values
 
 
 # ---- tables ------------------------------------------------------------------------------------------------------

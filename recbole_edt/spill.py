@@ -202,22 +202,25 @@ def _numbered(ids: np.ndarray, numbers: dict[str, int]) -> np.ndarray:
 def in_order(rows: Rows, seed: int, one_file: bool) -> np.ndarray:
     """``[M]`` rows by (user, time); ties keep the order of their file, and two files are shuffled into each other.
 
-    Were the file of A always read first, the last of several interactions on one day, which is the one tested, would
-    nearly always be of B.
+    Were the file of A always first, the last of several interactions on one day, which is the one tested, would be of
+    B whenever it can.
 
     Args:
-        rows: of both domains.
+        rows: as they were read: those of A, then those of B.
         seed: of the shuffle.
         one_file: both domains come from one file, whose order then counts.
     """
     if one_file:
         return np.lexsort((rows.line, rows.time, rows.user))
-    groups = (rows.domain, rows.time, rows.user)
-    drawn = np.random.default_rng(seed).random(len(rows.user))
-    place = np.empty_like(drawn)
-    # Within a user's rows of one time and domain the drawn numbers rise with the line.
-    place[np.lexsort((rows.line, *groups))] = drawn[np.lexsort((drawn, *groups))]
-    return np.lexsort((place, rows.time, rows.user))
+    order = np.lexsort((rows.time, rows.user))
+    user, time, domain = rows.user[order], rows.time[order], rows.domain[order]
+    group = np.cumsum(np.append(False, (user[1:] != user[:-1]) | (time[1:] != time[:-1])))[: len(order)]
+    n, n_b = np.bincount(group), np.bincount(group, weights=domain)
+    mixed = np.flatnonzero(((n_b > 0) & (n_b < n))[group])
+    drawn = np.random.default_rng(seed).random(len(mixed))
+    rising = drawn[np.lexsort((drawn, domain[mixed], group[mixed]))]  # within the rows of a group from one file
+    order[mixed] = order[mixed][np.lexsort((rising, group[mixed]))]
+    return order
 
 
 def repeated(rows: Rows, same_time: bool) -> np.ndarray:
