@@ -257,7 +257,7 @@ class _Preparation:
         self.item_columns = {**form.item_columns, **dict(config.item_columns)}
         if table:
             self.columns = {**{one: one for one in _ROW_COLUMNS[:3]}, **self.columns}
-            self.item_columns = {"item_id": "item_id", **(self.item_columns or {"title": "title"})}
+            self.item_columns = {**{one: one for one in _ITEM_COLUMNS[:-1]}, **self.item_columns}
         self.time_unit = config.time_unit if table else form.time_unit
         self.domains: tuple[str, str] = tuple(config.files)
         self.inputs = _inputs(config)
@@ -421,8 +421,12 @@ class _Preparation:
             return {}
         names = {key: column for key, column in self.item_columns.items() if key != "domain"}
         column = names["item_id"]
+        optional = [
+            names[key] for key in TEXTS if self.config.source == "table" and key not in self.config.item_columns
+        ]
         found: dict[str, tuple[str, ...]] = {}
-        for _, rows in blocks(self._tally(name, "items"), list(names.values()), _mentions(column, wanted)):
+        tally = self._tally(name, "items")
+        for _, rows in blocks(tally, list(names.values()), _mentions(column, wanted), optional):
             for row, item in zip(rows, _ids([row[0] for row in rows]), strict=True):
                 if item in wanted and not (item in found and found[item][0]):
                     texts = self._cleaned(dict(zip(names, row, strict=True)))

@@ -12,7 +12,7 @@ import html
 import json
 import re
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from io import TextIOWrapper
@@ -70,7 +70,12 @@ class Tally:
             )
 
 
-def blocks(tally: Tally, columns: Sequence[Column], wanted: Callable[[bytes], bool] | None = None) -> Iterator[Block]:
+def blocks(
+    tally: Tally,
+    columns: Sequence[Column],
+    wanted: Callable[[bytes], bool] | None = None,
+    optional: Collection[Column] = (),
+) -> Iterator[Block]:
     """Rows of a file in blocks, each the values of ``columns``; None where a JSON line lacks one.
 
     The ending says what the file is: ``.json`` and ``.jsonl`` (JSON or a Python literal on each line), ``.csv``,
@@ -80,6 +85,7 @@ def blocks(tally: Tally, columns: Sequence[Column], wanted: Callable[[bytes], bo
         tally: of the file; counts its lines.
         columns: their names in the file.
         wanted: of a JSON line, whether it is worth parsing; others are counted and left out.
+        optional: columns that a table may lack; their values are then None.
 
     Raises: DataError if the file is missing, damaged, cut off, lacks a column, or has too many unusable lines.
     """
@@ -87,9 +93,9 @@ def blocks(tally: Tally, columns: Sequence[Column], wanted: Callable[[bytes], bo
     if kind in (".json", ".jsonl"):
         yield from _json_blocks(tally, columns, wanted)
     elif kind == ".parquet":
-        yield from _parquet_blocks(tally, columns)
+        yield from _parquet_blocks(tally, columns, optional)
     else:
-        yield from _delimited_blocks(tally, columns)
+        yield from _delimited_blocks(tally, columns, optional)
     tally.check(done=True)
 
 
@@ -300,19 +306,21 @@ def _getter(columns: Sequence[Column]) -> Callable[[dict[str, Any]], tuple[Any, 
 # ---- tables ------------------------------------------------------------------------------------------------------
 
 
-def _positions(path: Path, header: Sequence[str], columns: Sequence[Column]) -> list[int]:
-    """Where the columns stand; of alternatives the first that is there.
+def _positions(
+    path: Path, header: Sequence[str], columns: Sequence[Column], optional: Collection[Column]
+) -> list[int | None]:
+    """Where the columns stand; of alternatives the first that is there, None for an optional one that is not.
 
-    Raises: DataError naming every column that is missing.
+    Raises: DataError naming every other column that is missing.
     """
-    found, missing = [], []
+    found: list[int | None] = []
+    missing = []
     for column in columns:
         names = [column] if isinstance(column, str) else list(column)
         place = next((header.index(name) for name in names if name in header), None)
-        if place is None:
+        if place is None and column not in optional:
             missing.append(" or ".join(repr(name) for name in names))
-        else:
-            found.append(place)
+        found.append(place)
     if missing:
         raise DataError(
             f"{path}: no column {', '.join(missing)} (found: {', '.join(map(repr, header))}); "
@@ -321,17 +329,18 @@ def _positions(path: Path, header: Sequence[str], columns: Sequence[Column]) -> 
     return found
 
 
-def _delimited_blocks(tally: Tally, columns: Sequence[Column]) -> Iterator[Block]:
+def _delimited_blocks(tally: Tally, columns: Sequence[Column], optional: Collection[Column]) -> Iterator[Block]:
     with _opened(tally.path) as (file, advance):
         text = TextIOWrapper(file, encoding="utf-8-sig", errors="surrogateescape", newline="")
         first = text.readline()
         separator = max("\t,;|", key=first.count)
         header = [name.strip() for name in next(csv.reader([first], delimiter=separator), [])]
-        places = _positions(tally.path, header, columns)
+        places = _positions(tally.path, header, columns, optional)
         tally.lines = 1
         rows = _csv_rows(tally, csv.reader(text, delimiter=separator), len(header))
         while block := list(islice(rows, BLOCK_ROWS)):
-            yield [number for number, _ in block], [tuple(row[place] for place in places) for _, row in block]
+            values = [tuple(None if place is None else row[place] for place in places) for _, row in block]
+            yield [number for number, _ in block], values
             tally.check()
             advance()
 
@@ -354,7 +363,7 @@ def _csv_rows(tally: Tally, reader: Any, width: int) -> Iterator[tuple[int, list
             tally.fault(tally.lines, f"{len(row)} fields where the header has {width}", row)
 
 
-def _parquet_blocks(tally: Tally, columns: Sequence[Column]) -> Iterator[Block]:
+def _parquet_blocks(tally: Tally, columns: Sequence[Column], optional: Collection[Column]) -> Iterator[Block]:
     try:
         import pyarrow as pa
         import pyarrow.parquet as pq
@@ -363,9 +372,12 @@ def _parquet_blocks(tally: Tally, columns: Sequence[Column]) -> Iterator[Block]:
     try:
         with pq.ParquetFile(tally.path) as file:
             header = file.schema_arrow.names
-            names = [header[place] for place in _positions(tally.path, header, columns)]
-            for batch in file.iter_batches(BLOCK_ROWS, columns=list(dict.fromkeys(names))):
-                values = [batch.column(name).to_pylist() for name in names]
+            places = _positions(tally.path, header, columns, optional)
+            names = [None if place is None else header[place] for place in places]
+            there = list(dict.fromkeys(name for name in names if name is not None))
+            for batch in file.iter_batches(BLOCK_ROWS, columns=there):
+                empty = [None] * batch.num_rows
+                values = [empty if name is None else batch.column(name).to_pylist() for name in names]
                 numbers = list(range(tally.lines + 1, tally.lines + batch.num_rows + 1))
                 tally.lines += batch.num_rows
                 yield numbers, list(zip(*values, strict=True))

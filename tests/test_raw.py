@@ -319,6 +319,18 @@ class TestTable:
         assert data.items[data.item].tolist() == ["i", "k", "j"]
         assert data.time.tolist() == [1.5, 2, 3]
 
+    def test_texts_under_our_names_are_read_where_a_table_has_them(self, tmp_path):
+        (tmp_path / "a.csv").write_text("user_id,item_id,timestamp\nu,i,1\n")
+        (tmp_path / "b.csv").write_text("user_id,item_id,timestamp\nu,j,2\n")
+        (tmp_path / "items.csv").write_text("brand,item_id,name\nAcme,i,Tea\n")
+        files = {"a": {"interactions": "a.csv", "items": "items.csv"}, "b": {"interactions": "b.csv"}}
+        config = PrepareConfig("table", str(tmp_path), files)
+        assert made(config, tmp_path / "out").item_fields.iloc[0].to_dict() == {"title": "", "brand": "Acme"}
+        named = replace(config, item_columns={"title": "name"})
+        assert made(named, tmp_path / "out").item_fields.iloc[0].to_dict() == {"title": "Tea", "brand": "Acme"}
+        with pytest.raises(DataError, match="items.csv: no column 'descr'"):
+            made(replace(config, item_columns={"description": "descr"}), tmp_path / "out")
+
     def test_milliseconds_taken_for_seconds_are_noticed(self, tmp_path):
         (tmp_path / "a.csv").write_text("user_id,item_id,timestamp\nu,i,1588687728923\n")
         (tmp_path / "b.csv").write_text("user_id,item_id,timestamp\nu,j,1588687728924\n")
@@ -483,6 +495,16 @@ class TestBadInput:
         with pytest.raises(ConfigError, match=r"domains: food, pans, but prepare.files has food, kitchen"):
             prepare(amazon, tmp_path / "out", "mine", ("food", "pans"))
 
+    def test_an_interruption_leaves_no_data_set_and_no_open_file(self, amazon, tmp_path, monkeypatch):
+        def stop(*_):
+            raise KeyboardInterrupt
+
+        for module, step in ((raw.spill, "frequent"), (raw, "_write_items"), (raw.spill, "_numbered")):
+            with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+                patch.setattr(module, step, stop)
+                prepare(amazon, tmp_path / "out", "mine")
+            assert not list((tmp_path / "out").iterdir())
+
     def test_a_disk_that_fills_up_leaves_no_data_set(self, tmp_path):
         """With a limit on the size of files the system refuses to write more, as it does when the disk is full."""
         rows = [(f"user{n}", f"item{n % 7}", n) for n in range(5000)]
@@ -573,3 +595,59 @@ class TestConfig:
 def test_rows_take_no_place_once_the_data_set_is_made(amazon, tmp_path):
     made(amazon, tmp_path / "out")
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["mine.inter", "mine.item", "prepare.json"]
+
+
+class TestCommand:
+    """The stage, with the configuration that docs/data.md shows."""
+
+    @pytest.fixture
+    def shops(self, tmp_path, monkeypatch):
+        monkeypatch.chdir(tmp_path)
+        page = (Path(__file__).parents[1] / "docs" / "data.md").read_text(encoding="utf-8")
+        (tmp_path / "dataset_configs").mkdir()
+        (tmp_path / "dataset_configs" / "shops.yaml").write_text(page.partition("```yaml\n")[2].partition("```")[0])
+        (tmp_path / "raw").mkdir()
+        for name, first in (("food", "F"), ("kitchen", "K")):
+            rows = ["customer,sku,bought_at"]
+            rows += [
+                f"u{user},{first}{(user + n) % 12},2024-03-{n + 1:02d}T{user:02d}:00:00Z"
+                for user in range(20)
+                for n in range(6)
+            ]
+            (tmp_path / "raw" / f"{name}.csv").write_text("\n".join([*rows, rows[1]]) + "\n")
+            products = ["sku,name,brand", *(f"{first}{n},{name} thing {n},Acme" for n in range(12))]
+            (tmp_path / "raw" / f"{name}_products.csv").write_text("\n".join(products) + "\n")
+        return tmp_path
+
+    def test_makes_data_and_card_and_does_nothing_the_second_time(self, shops, capsys):
+        from recbole_edt.cli import run
+
+        assert run(["prepare", "--dataset=shops"]) == 0
+        assert "shops: users 20, items food 12, items kitchen 12, interactions 240" in capsys.readouterr().out
+        folder = shops / "atomic_files" / "shops"
+        page = (folder / "card.md").read_text()
+        assert "| the same user, item and time again | 2 |" in page
+        assert "2024-03-01 to 2024-03-06" in page
+        before = {path: path.stat().st_mtime_ns for path in folder.iterdir()}
+        assert run(["prepare", "--dataset=shops"]) == 0
+        assert {path: path.stat().st_mtime_ns for path in folder.iterdir()} == before
+
+    def test_the_card_shows_the_augmented_data_once_there_are_any(self, shops):
+        from recbole_edt.cli import run
+
+        options = ["--dataset=shops", "--augment.n_clusters=3", "--profile.n_clusters=3"]
+        assert [run([stage, *options]) for stage in ("prepare", "embed", "augment")] == [0, 0, 0]
+        found = json.loads((shops / "atomic_files" / "shops" / "card.json").read_text())
+        assert found["statistics"]["before"]["interactions"] == 240
+        assert found["statistics"]["after"]["interactions"] > 240
+
+    def test_a_fault_ends_it_with_one_sentence_and_leaves_the_old_data_set(self, shops, capsys):
+        from recbole_edt.cli import run
+
+        assert run(["prepare", "--dataset=shops"]) == 0
+        folder = shops / "atomic_files" / "shops"
+        before = {path: path.read_bytes() for path in folder.iterdir()}
+        (shops / "raw" / "food.csv").write_text("customer,article,bought_at\nu,F1,2024-03-01\n")
+        assert run(["prepare", "--dataset=shops"]) == 1
+        assert "food.csv: no column 'sku' (found: 'customer', 'article', 'bought_at')" in capsys.readouterr().err
+        assert {path: path.read_bytes() for path in folder.iterdir()} == before
