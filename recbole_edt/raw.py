@@ -6,7 +6,7 @@ import hashlib
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from datetime import date, datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -106,6 +106,8 @@ class PrepareConfig:
     def faults(self) -> list[str]:
         if self.source is not None and self.source not in list(SOURCES):
             return [f"source: {self.source!r} is not one of {', '.join(SOURCES)}"]
+        if self.source not in FORMATS:
+            return self._useless()
         found = choice_faults(self, {"time_unit": tuple(PER_SECOND), "repeats": ("first", "all")})
         found += whole_number_faults(self, {"k_core": 0, "min_history": 0, "seed": 0})
         if self.sample_users is not None:
@@ -122,6 +124,13 @@ class PrepareConfig:
         if not found and self.after and self.before and _day(self.after) >= _day(self.before):
             found.append(f"before: {self.before} is not later than after: {self.after}")
         return found + self._column_faults() + self._file_faults()
+
+    def _useless(self) -> list[str]:
+        """A fault for each key that only raw files know."""
+        plain, which = PrepareConfig(), f"with the source {self.source}" if self.source else "without prepare.source"
+        given = [f.name for f in fields(self) if getattr(self, f.name) != getattr(plain, f.name)]
+        known = f"it is for raw files ({', '.join(FORMATS)})"
+        return [f"{key}: has no meaning {which}; {known}" for key in given if key not in ("source", "folder")]
 
     def _column_faults(self) -> list[str]:
         found = []
@@ -140,8 +149,6 @@ class PrepareConfig:
         return found
 
     def _file_faults(self) -> list[str]:
-        if self.source not in FORMATS:
-            return [] if self.files is None else [f"files: the source {self.source} has no files to name"]
         example = "{food: {interactions: FILE, items: FILE}, kitchen: {interactions: FILE, items: FILE}}"
         if not isinstance(self.files, Mapping) or len(self.files) != 2:
             return [f"files: expected two domains as {example}, found {self.files!r}"]
@@ -232,7 +239,7 @@ def is_made(config: PrepareConfig, folder: Path, name: str) -> bool:
     outputs = [folder / f"{name}.inter", folder / f"{name}.item"]
     if not is_current(folder / MANIFEST, source_hash(config), outputs):
         return False
-    recorded = read_json(folder / MANIFEST)["config"].get("inputs", {})
+    recorded = read_json(folder / MANIFEST)["config"].get("inputs", [])
     return all(_is_unchanged(_find(config, one["file"]), one) for one in recorded)
 
 

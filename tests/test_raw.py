@@ -577,7 +577,8 @@ class TestConfig:
             ({"sample_users": 0}, "sample_users: 0 is not a whole number of at least 1"),
             ({"max_bad_share": 2}, "max_bad_share: 2 is not a number from 0 to 1"),
             ({"folder": ""}, "folder: '' is not a folder"),
-            ({"source": "ml-100k"}, "files: the source ml-100k has no files to name"),
+            ({"source": "ml-100k"}, "files: has no meaning with the source ml-100k; it is for raw files"),
+            ({"source": None, "files": None, "k_core": 5}, "k_core: has no meaning without prepare.source"),
         ],
     )
     def test_faults_say_what_is_wrong(self, keys, fault):
