@@ -267,6 +267,7 @@ class _Preparation:
             self.item_columns = {**{one: one for one in _ITEM_COLUMNS[:-1]}, **self.item_columns}
         self.time_unit = config.time_unit if table else form.time_unit
         self.domains: tuple[str, str] = tuple(config.files)
+        self.one_file = len({files["interactions"] for files in config.files.values()}) == 1
         self.inputs = _inputs(config)
         self.tallies: dict[str, Tally] = {}
         self.dropped: Counter[str] = Counter()
@@ -306,6 +307,7 @@ class _Preparation:
         name = self.domains[domain]
         tally = self._tally(name, "interactions")
         mine = self._items_of(name) if "domain" in self.item_columns else None
+        again = self.one_file and domain == 1  # what is of neither domain or of no use was counted for A
         for numbers, rows in blocks(tally, list(self.columns.values())):
             if not rows:
                 continue
@@ -316,9 +318,7 @@ class _Preparation:
                 which = self.columns["item_id" if users[row] else "user_id"]
                 tally.fault(numbers[row], f"no {which if isinstance(which, str) else ' or '.join(which)}", rows[row])
             own, foreign = self._belongs(name, values.get("domain"), items, mine)
-            if self.config.shared and domain == 1:
-                foreign[:] = False  # counted in the first reading of the same file
-            self.dropped["of_other_domains"] += int((usable & foreign).sum())
+            self.dropped["of_other_domains"] += 0 if again else int((usable & foreign).sum())
             usable &= own
             times = self._checked(seconds(values["timestamp"], self.time_unit), tally)
             timed = usable & ~np.isnan(times)
@@ -333,8 +333,7 @@ class _Preparation:
                 np.array(numbers, np.int64)[chosen],
                 domain,
             )
-        if not (self.config.shared and domain == 1):
-            self.dropped["unusable"] += tally.bad
+        self.dropped["unusable"] += 0 if again else tally.bad
 
     def _belongs(
         self, name: str, named: Sequence[Any] | None, items: Sequence[str], mine: Mapping[str, set[str]] | None
@@ -373,8 +372,7 @@ class _Preparation:
     def _selected(self, rows: spill.Rows) -> tuple[spill.Rows, np.ndarray]:
         """Rows without duplicates, rare items and users, and users who were not drawn."""
         config = self.config
-        one_file = len({files["interactions"] for files in config.files.values()}) == 1
-        rows = rows.take(spill.in_order(rows, config.seed, one_file))
+        rows = rows.take(spill.in_order(rows, config.seed, self.one_file))
         item_domain, self.counts["items_in_both"] = spill.first_domain(rows)
         for reason, same_time in (("duplicate", True), ("repeated", False)):
             if same_time or config.repeats == "first":
