@@ -6,7 +6,7 @@ import hashlib
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from datetime import date, datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -106,6 +106,8 @@ class PrepareConfig:
     def faults(self) -> list[str]:
         if self.source is not None and self.source not in list(SOURCES):
             return [f"source: {self.source!r} is not one of {', '.join(SOURCES)}"]
+        if self.source not in FORMATS:
+            return self._useless()
         found = choice_faults(self, {"time_unit": tuple(PER_SECOND), "repeats": ("first", "all")})
         found += whole_number_faults(self, {"k_core": 0, "min_history": 0, "seed": 0})
         if self.sample_users is not None:
@@ -122,6 +124,13 @@ class PrepareConfig:
         if not found and self.after and self.before and _day(self.after) >= _day(self.before):
             found.append(f"before: {self.before} is not later than after: {self.after}")
         return found + self._column_faults() + self._file_faults()
+
+    def _useless(self) -> list[str]:
+        """A fault for each key that only raw files know."""
+        plain, which = PrepareConfig(), f"with the source {self.source}" if self.source else "without prepare.source"
+        given = [f.name for f in fields(self) if getattr(self, f.name) != getattr(plain, f.name)]
+        known = f"it is for raw files ({', '.join(FORMATS)})"
+        return [f"{key}: has no meaning {which}; {known}" for key in given if key not in ("source", "folder")]
 
     def _column_faults(self) -> list[str]:
         found = []
@@ -140,8 +149,6 @@ class PrepareConfig:
         return found
 
     def _file_faults(self) -> list[str]:
-        if self.source not in FORMATS:
-            return [] if self.files is None else [f"files: the source {self.source} has no files to name"]
         example = "{food: {interactions: FILE, items: FILE}, kitchen: {interactions: FILE, items: FILE}}"
         if not isinstance(self.files, Mapping) or len(self.files) != 2:
             return [f"files: expected two domains as {example}, found {self.files!r}"]
@@ -232,7 +239,7 @@ def is_made(config: PrepareConfig, folder: Path, name: str) -> bool:
     outputs = [folder / f"{name}.inter", folder / f"{name}.item"]
     if not is_current(folder / MANIFEST, source_hash(config), outputs):
         return False
-    recorded = read_json(folder / MANIFEST)["config"].get("inputs", {})
+    recorded = read_json(folder / MANIFEST)["config"].get("inputs", [])
     return all(_is_unchanged(_find(config, one["file"]), one) for one in recorded)
 
 
@@ -260,6 +267,7 @@ class _Preparation:
             self.item_columns = {**{one: one for one in _ITEM_COLUMNS[:-1]}, **self.item_columns}
         self.time_unit = config.time_unit if table else form.time_unit
         self.domains: tuple[str, str] = tuple(config.files)
+        self.one_file = len({files["interactions"] for files in config.files.values()}) == 1
         self.inputs = _inputs(config)
         self.tallies: dict[str, Tally] = {}
         self.dropped: Counter[str] = Counter()
@@ -299,6 +307,7 @@ class _Preparation:
         name = self.domains[domain]
         tally = self._tally(name, "interactions")
         mine = self._items_of(name) if "domain" in self.item_columns else None
+        again = self.one_file and domain == 1  # what is of neither domain or of no use was counted for A
         for numbers, rows in blocks(tally, list(self.columns.values())):
             if not rows:
                 continue
@@ -309,9 +318,7 @@ class _Preparation:
                 which = self.columns["item_id" if users[row] else "user_id"]
                 tally.fault(numbers[row], f"no {which if isinstance(which, str) else ' or '.join(which)}", rows[row])
             own, foreign = self._belongs(name, values.get("domain"), items, mine)
-            if self.config.shared and domain == 1:
-                foreign[:] = False  # counted in the first reading of the same file
-            self.dropped["of_other_domains"] += int((usable & foreign).sum())
+            self.dropped["of_other_domains"] += 0 if again else int((usable & foreign).sum())
             usable &= own
             times = self._checked(seconds(values["timestamp"], self.time_unit), tally)
             timed = usable & ~np.isnan(times)
@@ -326,8 +333,7 @@ class _Preparation:
                 np.array(numbers, np.int64)[chosen],
                 domain,
             )
-        if not (self.config.shared and domain == 1):
-            self.dropped["unusable"] += tally.bad
+        self.dropped["unusable"] += 0 if again else tally.bad
 
     def _belongs(
         self, name: str, named: Sequence[Any] | None, items: Sequence[str], mine: Mapping[str, set[str]] | None
@@ -366,8 +372,7 @@ class _Preparation:
     def _selected(self, rows: spill.Rows) -> tuple[spill.Rows, np.ndarray]:
         """Rows without duplicates, rare items and users, and users who were not drawn."""
         config = self.config
-        one_file = len({files["interactions"] for files in config.files.values()}) == 1
-        rows = rows.take(spill.in_order(rows, config.seed, one_file))
+        rows = rows.take(spill.in_order(rows, config.seed, self.one_file))
         item_domain, self.counts["items_in_both"] = spill.first_domain(rows)
         for reason, same_time in (("duplicate", True), ("repeated", False)):
             if same_time or config.repeats == "first":

@@ -376,6 +376,23 @@ class TestRules:
         assert set(data.users) == {"ann", "bob"}
         assert dropped(tmp_path / "out") == {"too_rare": 2}
 
+    def test_many_rows_come_out_as_few_do(self, tmp_path, monkeypatch):
+        """The coarse filter before the exact one changes neither rows nor domains, only where a drop is counted."""
+        rng = np.random.default_rng(1)
+        users, items, days = rng.zipf(1.5, 3000) % 500, rng.integers(0, 60, 3000), rng.integers(0, 50, 3000)
+        rows = [(f"u{user}", f"i{item}", int(day)) for user, item, day in zip(users, items, days, strict=True)]
+        kitchen = [(user, item if item < "i2" else f"k{item}", day) for user, item, day in rows[1500:]]
+        write_amazon(tmp_path / "raw", food=rows[:1500], kitchen=kitchen)
+        files = {name: {"interactions": of["interactions"]} for name, of in FILES.items()}
+        config = PrepareConfig("amazon2018", str(tmp_path / "raw"), files, k_core=3, min_history=4)
+        few = made(config, tmp_path / "few")
+        monkeypatch.setattr(raw.spill, "IN_MEMORY_ROWS", 10)
+        many = made(config, tmp_path / "many")
+        assert 0 < len(few.user) < 3000 and sorted(rows_of(many)) == sorted(rows_of(few))
+        domains = [dict(zip(data.items, data.item_domain, strict=True)) for data in (few, many)]
+        assert domains[0] == domains[1]
+        assert sum(counts(tmp_path / "many")["dropped"].values()) == 3000 - len(few.user)
+
     def test_dates_are_days_of_which_the_last_does_not_count(self, amazon, tmp_path):
         data = made(replace(amazon, after="1970-01-03", before="1970-01-08"), tmp_path / "out")
         assert [row for row in ALL_ROWS if 2 <= row[2] < 7] == rows_of(data)
@@ -577,7 +594,8 @@ class TestConfig:
             ({"sample_users": 0}, "sample_users: 0 is not a whole number of at least 1"),
             ({"max_bad_share": 2}, "max_bad_share: 2 is not a number from 0 to 1"),
             ({"folder": ""}, "folder: '' is not a folder"),
-            ({"source": "ml-100k"}, "files: the source ml-100k has no files to name"),
+            ({"source": "ml-100k"}, "files: has no meaning with the source ml-100k; it is for raw files"),
+            ({"source": None, "files": None, "k_core": 5}, "k_core: has no meaning without prepare.source"),
         ],
     )
     def test_faults_say_what_is_wrong(self, keys, fault):
