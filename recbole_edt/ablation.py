@@ -134,7 +134,7 @@ def ablate(settings: Settings, say: pipeline.Say) -> None:
     text = report.variants_report(
         found,
         f"Variants of {_title(settings)}",
-        pipeline.llm_note(settings),
+        pipeline.about(settings, [settings.model]),
         [f"{name}: {_changes(keys)}" for name, keys in variants.items()],
         _settings_lines(settings),
         library_versions(),

@@ -11,8 +11,9 @@ import copy
 import difflib
 import math
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -339,13 +340,18 @@ def read_yaml(text: str, where: str = "configuration") -> Any:
     Raises: ConfigError with the line and column of a syntax error.
     """
     try:
-        return yaml.load(text, Loader=_Loader)
+        return copy.deepcopy(_parsed(text))
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         place = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
         raise ConfigError(f"{where}{place}: {getattr(error, 'problem', error)}") from None
     except ValueError as error:  # a date such as 2020-13-45
         raise ConfigError(f"{where}: {error}; put the text in quotes") from None
+
+
+@lru_cache(maxsize=64)
+def _parsed(text: str) -> Any:
+    return yaml.load(text, Loader=_Loader)  # slow, and RecBole's own files are read again for every variant
 
 
 def read_file(path: Path) -> dict[str, Any]:
@@ -850,6 +856,19 @@ def model_values(settings: Settings, model: str) -> dict[str, Any]:
     if model in METHODS and profiles_of(settings, model) != METHODS[model].profiles:
         values["profiles"] = profiles_of(settings, model)
     return values
+
+
+BEST_OF = "best of {} trials per model, chosen on validation"
+
+
+def budget_note(settings: Settings, models: Sequence[str]) -> str:
+    """How the hyper-parameters of these models were found, for the note of a table."""
+    tuned = [model for model in models if model in (settings.tune.tuned or [])]
+    if not tuned:
+        return "Hyper-parameters: as given, no search."
+    others = [model for model in models if model not in tuned]
+    note = f"Hyper-parameters: {BEST_OF.format(settings.tune.trials)}"
+    return f"{note} ({', '.join(tuned)}); as given: {', '.join(others)}." if others else f"{note}."
 
 
 def recbole_config(settings: Settings, model: str, dataset: str, checkpoint_dir: Path) -> Any:

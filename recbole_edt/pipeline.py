@@ -33,7 +33,7 @@ from recbole_edt import atomic, augment, card, embeddings, histories, profiles, 
 from recbole_edt import recommend as recommending
 from recbole_edt.baselines import SEQUENCE_ROWS, sequence_trained
 from recbole_edt.candidates import CandidateTable
-from recbole_edt.config import RUN_DEFAULTS, Settings, model_values, recbole_config
+from recbole_edt.config import RUN_DEFAULTS, Settings, budget_note, model_values, recbole_config
 from recbole_edt.costs import Usage, dollars
 from recbole_edt.dataset import EDTDataset, SequenceLoader, artefacts_hash, eval_loader, rows_for, sees_generated
 from recbole_edt.errors import ConfigError, DataError
@@ -857,7 +857,7 @@ def compare(settings: Settings, say: Say) -> None:
     """Train all of ``models`` and report on them."""
     experiment = open_experiment(settings)
     results = [train_model(experiment, name) for name in settings.models]
-    title, note = title_of(experiment), llm_note(settings)
+    title, note = title_of(experiment), about(settings, settings.models)
     report.print_table(results, title, note)
     folder = experiment.folder
     report.write_metrics(results, folder)
@@ -942,6 +942,12 @@ def stage_manifests(settings: Settings) -> dict[str, dict[str, Any]]:
     for place, pipeline in enumerate(settings.pipelines):
         paths[f"profile ({pipeline})" if place else "profile"] = folder / f"profile.{profiles.infix(pipeline)}json"
     return {stage: read_json(path) if path.is_file() else {} for stage, path in paths.items()}
+
+
+def about(settings: Settings, models: Sequence[str]) -> str:
+    """The second line of a table: what a language model did, and where there was a search, its budget."""
+    note = llm_note(settings)
+    return f"{note}. {budget_note(settings, models)}" if settings.tune.tuned else note
 
 
 def llm_note(settings: Settings) -> str:

@@ -142,7 +142,7 @@ def tune(settings: Settings, say: pipeline.Say) -> None:
     spaces = read_space(settings, models)
     settings = config.with_keys(settings, {"models": list(models)}, "models to tune")
     laboratory = pipeline.Laboratory(settings, say)
-    folder = search_folder(laboratory, spaces)
+    folder = search_folder(laboratory)
     for model in models:
         search(laboratory, folder / model, spaces[model], budget, say)
     write_results(settings, folder, budget, say)
@@ -161,7 +161,7 @@ def import_optuna() -> Any:
     return optuna
 
 
-def search_folder(laboratory: pipeline.Laboratory, spaces: Mapping[str, Space]) -> Path:
+def search_folder(laboratory: pipeline.Laboratory) -> Path:
     """Where a search lives: named after all that its trials have in common, but not after models and budget.
 
     Its ``search.json`` says what that is.
@@ -179,11 +179,9 @@ def search_folder(laboratory: pipeline.Laboratory, spaces: Mapping[str, Space]) 
         recbole_edt.__version__,
     )
     folder = settings.runs_path / f"{settings.dataset}-tuning-{key[:8]}"
-    path = folder / "search.json"
-    known = read_json(path)["spaces"] if path.is_file() else {}
     about = {"split_hash": base.split_hash, "candidates": settings.candidates, "seed": pipeline.seed_of(settings)}
     about |= {"sampler_seed": settings.tune.seed, "versions": library_versions(), **shared}
-    write_json(path, {**about, "spaces": {**known, **spaces}})
+    write_json(folder / "search.json", about)
     return folder
 
 
@@ -196,6 +194,7 @@ def search(laboratory: pipeline.Laboratory, folder: Path, space: Space, budget: 
     """
     optuna = import_optuna()
     study = _study(optuna, folder)
+    write_json(folder / "space.json", space)
     grid = _shuffled_grid(laboratory.settings, folder.name, space, budget)
     while True:
         begun = study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.RUNNING,))
@@ -400,12 +399,8 @@ def best_yaml(tables: Mapping[str, pd.DataFrame], budget: int, settings: Setting
             else:
                 own.setdefault(model, {})[key] = value
     content = {"tune": {"trials": budget, "tuned": sorted(tables)}, **shared, "model_settings": own}
-    heading = f"# {settings.dataset}: {_words(budget)}, with\n# {' '.join(settings.command.split())}\n\n"
+    heading = f"# {settings.dataset}: {config.BEST_OF.format(budget)}, with\n# {' '.join(settings.command.split())}\n\n"
     return heading + yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
-
-
-def _words(budget: int) -> str:
-    return f"best of {budget} trials per model, chosen on validation"
 
 
 def tuning_table(tables: Mapping[str, pd.DataFrame], budget: int, settings: Settings, metric: str) -> ResultTable:
@@ -424,14 +419,15 @@ def tuning_table(tables: Mapping[str, pd.DataFrame], budget: int, settings: Sett
         f"Every model has a budget of {budget} trials; a space with fewer combinations is tried whole. A repeat has "
         "the values of an earlier trial and is not trained again. Test targets are not ranked during the search."
     )
-    title = f"{settings.dataset}: {_words(budget)}"
+    title = f"{settings.dataset}: {config.BEST_OF.format(budget)}"
     return ResultTable("tuning", title, (*columns, Column("values")), tuple(rows), note, settings.command)
 
 
 def write_results(settings: Settings, folder: Path, budget: int, say: pipeline.Say) -> None:
     """The table of all models, figures, and the configuration with the best values."""
-    about, tables = read_json(folder / "search.json"), read_trials(folder)
-    full = complete(tables, about["spaces"], budget)
+    tables = read_trials(folder)
+    spaces = {model: read_json(folder / model / "space.json") for model in tables}
+    full = complete(tables, spaces, budget)
     for model in set(tables) - set(full):
         say(f"note: {model} has not had {budget} trials with a score, and is left out; tune it with --models={model}")
     if not full:
@@ -441,8 +437,8 @@ def write_results(settings: Settings, folder: Path, budget: int, say: pipeline.S
     table.save(folder, "tuning")
     figures.save(draw_history(full, metric), folder / "tuning.png")
     for model, trials in full.items():
-        if about["spaces"][model]:
-            figures.save(draw_values(model, trials, about["spaces"][model], metric), folder / model / "values.png")
+        if spaces[model]:
+            figures.save(draw_values(model, trials, spaces[model], metric), folder / model / "values.png")
     write_text(folder / "best.yaml", best_yaml(full, budget, settings))
     report.print_result(table)
     say(f"trials, table and figure: {folder}")
@@ -479,16 +475,3 @@ def draw_values(model: str, table: pd.DataFrame, space: Space, metric: str) -> A
         figures.label(panel, key, f"validation {metric}" if panel is axes[0][0] else "")
     figure.suptitle(figures.plain(f"{model}: a ring marks the best trial"), fontsize=12, x=0.01, ha="left")
     return figure
-
-
-# ---- what other tables say about it ------------------------------------------------------------------------------
-
-
-def budget_note(settings: Settings, models: Sequence[str]) -> str:
-    """How the hyper-parameters of these models were found, for the note of a table."""
-    tuned = [model for model in models if model in (settings.tune.tuned or [])]
-    if not tuned:
-        return "Hyper-parameters: as given, no search."
-    others = [model for model in models if model not in tuned]
-    note = f"Hyper-parameters: {_words(settings.tune.trials or 0)}"
-    return f"{note} ({', '.join(tuned)}); as given: {', '.join(others)}." if others else f"{note}."

@@ -13,7 +13,7 @@ import toy
 from conftest import QUICK, write_tiny
 from faulty_server import FaultyServer
 
-from recbole_edt import config, experiment, figures, paper, pipeline, plots, report, tables, tuning
+from recbole_edt import config, experiment, figures, paper, pipeline, plots, report, tables
 from recbole_edt.cli import STUDIES, run
 from recbole_edt.embeddings import EmbeddingTable
 from recbole_edt.errors import ConfigError, DataError
@@ -311,7 +311,9 @@ def test_other_studies_make_their_tables_from_few_rows(place, monkeypatch):
     assert {row[0] for row in experiment.table9(bench, alone).tables["tests-SASRec"].rows} == {"SASRec"}
 
 
-def test_two_language_models_write_items_and_profiles_of_their_own(workplace, monkeypatch):
+def test_two_language_models_write_items_and_profiles_of_their_own(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_tiny(tmp_path / "atomic_files", "tiny", n_users=6)
     monkeypatch.setenv("OPENAI_API_KEY", "sk-test")
     with FaultyServer() as first, FaultyServer() as second:
         llms = {
@@ -323,10 +325,10 @@ def test_two_language_models_write_items_and_profiles_of_their_own(workplace, mo
         said: list[str] = []
         experiment.experiment(own, said.append, "table8")
         assert first.n_calls and second.n_calls
-    table = tables.read(output(workplace, "table8") / "table.json")
+    table = tables.read(output(tmp_path, "table8") / "table.json")
     assert [row[0] for row in table.rows][:2] == ["small†", "large†"]
     assert "Item vectors are the same in every row" in table.note
-    folders = {path.parent.name for path in (workplace / "atomic_files").glob("tiny-edt-*/augment.json")}
+    folders = {path.parent.name for path in (tmp_path / "atomic_files").glob("tiny-edt-*/augment.json")}
     assert len(folders) == 2
     source = pipeline.read_augmented(bench_of(own, "small"))
     assert source.virtual.any()
@@ -479,4 +481,4 @@ def test_written_items_stand_out_on_the_map(tmp_path):
 
 def test_tables_state_the_budget_of_a_search(workplace):
     own = settings(**{"tune.trials": 20, "tune.tuned": ["LLMEDT"]})
-    assert "best of 20 trials per model" in tuning.budget_note(own, ["LLMEDT"])
+    assert "best of 20 trials per model" in config.budget_note(own, ["LLMEDT"])
