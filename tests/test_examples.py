@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 import sys
 from pathlib import Path
@@ -52,3 +53,9 @@ def test_what_is_wrong_is_one_line(workplace, examples, capsys):
 @pytest.mark.parametrize("path", sorted((ROOT / "examples").glob("*.py")), ids=lambda path: path.stem)
 def test_every_example_says_how_it_is_run(path):
     assert f"    python examples/{path.name}" in path.read_text(encoding="utf-8")
+
+
+def test_pages_of_the_documentation_link_to_files_that_are_there():
+    for page in (ROOT / "docs").glob("*.md"):
+        for link in re.findall(r"\]\((?!https?:|#)([^)#]+)", page.read_text(encoding="utf-8")):
+            assert (page.parent / link).exists(), f"{page.name}: {link}"
