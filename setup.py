@@ -18,7 +18,7 @@ setup(
     license="MIT",
     python_requires=">=3.10",
     packages=find_packages(include=["recbole_edt", "recbole_edt.*"]),
-    package_data={"recbole_edt": ["prices.yaml", "templates/*.txt", "spaces/*.yaml"]},
+    package_data={"recbole_edt": ["prices.yaml", "properties/*.yaml", "spaces/*.yaml", "templates/*.txt"]},
     install_requires=[
         f"recbole==1.2.1; {OLD}",  # the host: models, data sets, trainers
         f"setuptools<81; {OLD}",  # ray, which RecBole's quick start imports, needs pkg_resources

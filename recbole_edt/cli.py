@@ -43,6 +43,7 @@ STAGES = {
 
         Reads   the files of augment; training interactions only
         Writes  atomic_files/NAME-edt/NAME-edt.user, .uservec.safetensors, profile_trace.jsonl, profile.json
+                (for LLM4CDSR NAME-edt.hierarchical.user, and so on)
         Keys    profile.generator (offline | llm), profile.n_clusters, profile.pipeline, profile.n_words,
                 profile.seed, and those of the group llm""",
     "train": """Train one model and rank its test targets; continues a run that was stopped.
@@ -60,8 +61,8 @@ STAGES = {
         Reads   the source of prepare or your files, finished runs
         Writes  runs/NAME-ablation-HASH/: ablation.md, ablation.csv; a run per variant and seed; and for variants with
                 rows or profiles of their own atomic_files/NAME-edt-HASH/
-        Keys    model, variants (default: table 3 for LLMEDT; for any other model without and with inserted rows),
-                seeds, and those of all stages before""",
+        Keys    model, variants (default: table 3 for LLMEDT, the parts of LLM4CDSR; for any other model without and
+                with inserted rows), seeds, and those of all stages before""",
     "audit": """NOT COMPARABLE: one trained LLM-EDT under the released code's protocol, leak by leak, and honestly.
 
         Reads   the run of LLMEDT with the same settings (train it first; give the same options again)

@@ -35,7 +35,7 @@ from recbole_edt.baselines import SEQUENCE_ROWS, sequence_trained
 from recbole_edt.candidates import CandidateTable
 from recbole_edt.config import RUN_DEFAULTS, Settings, model_values, recbole_config
 from recbole_edt.costs import Usage, dollars
-from recbole_edt.dataset import EDTDataset, SequenceLoader, artefacts_hash, eval_loader, rows_for
+from recbole_edt.dataset import EDTDataset, SequenceLoader, artefacts_hash, eval_loader, rows_for, sees_generated
 from recbole_edt.errors import ConfigError, DataError
 from recbole_edt.evaluation import RankCollector, RankEvaluator, read_ranks, standard_groups, write_ranks
 from recbole_edt.files import (
@@ -47,9 +47,9 @@ from recbole_edt.files import (
     write_manifest,
     write_text,
 )
-from recbole_edt.model import LLMEDT
+from recbole_edt.methods import DEFAULT, METHODS
 from recbole_edt.split import catalogue_hash
-from recbole_edt.trainer import PhaseConfig, load_weights, trainer_class
+from recbole_edt.trainer import LLMEDTTrainer, PhaseConfig, load_weights, trainer_class
 from recbole_edt.writer import LiveWriter, embedder_identity, llm_identity
 
 Say = Callable[[str], None]
@@ -125,7 +125,7 @@ def augment_data(settings: Settings, say: Say, opened: Opener = LiveWriter) -> N
     data = with_text(settings, table)
     _check_clusters(settings, data)
     folder, name = augmented_folder(settings), settings.augmented
-    outputs = [*_augmented_files(settings), folder / TRACE["augment"]]
+    outputs = [*_augmented_files(settings), folder / AUGMENT_TRACE]
     inputs = _inputs(settings, data, item_vectors(settings), settings.augment)
     manifest = folder / "augment.json"
     if not _is_done(manifest, inputs, outputs, settings):
@@ -176,29 +176,42 @@ def _unfit(counts: Mapping[str, Any], way: str) -> str:
 
 
 def profile(settings: Settings, say: Say, opened: Opener = LiveWriter) -> None:
-    """A text per user from the augmented training rows, and its vector."""
-    folder, name = augmented_folder(settings), settings.augmented
-    path, users, trace = folder / f"{name}.uservec.safetensors", folder / f"{name}.user", folder / TRACE["profile"]
+    """A text per user from the training rows, and its vector; once for each kind that the models to train read."""
     data = read_augmented(settings)
     table = embeddings.EmbeddingTable.load(augmented_vectors(settings))
-    inputs = _inputs(settings, data, augmented_vectors(settings), settings.profile)
-    manifest = folder / "profile.json"
+    for kind in settings.profile_kinds:
+        _profile_kind(settings, kind, data, table, say, opened)
+
+
+def _profile_kind(
+    settings: Settings,
+    kind: profiles.ProfileConfig,
+    data: atomic.TwoDomainData,
+    table: embeddings.EmbeddingTable,
+    say: Say,
+    opened: Opener,
+) -> None:
+    folder, infix = augmented_folder(settings), profiles.infix(kind.pipeline)
+    stem = f"{settings.augmented}.{infix}"
+    path, users = folder / f"{stem}uservec.safetensors", folder / f"{stem}user"
+    trace, manifest = folder / f"profile_trace.{infix}jsonl", folder / f"profile.{infix}json"
+    inputs = _inputs(settings, data, augmented_vectors(settings), kind)
     if not _is_done(manifest, inputs, [path, users, trace], settings):
         with opened(settings, say) as writer:
-            done = profiles.profile_users(split.training_rows(data), table, settings.profile, writer)
+            done = profiles.profile_users(split.training_rows(data), table, kind, writer)
             profiles.write_user_file(data.users, done.texts, users)
             profiles.embed_profiles(data.users, done.texts, done.has_profile, writer, path)
             augment.write_trace(done.trace, trace)
             counts = writer.counted(done.counts)
-        shown = _shown(settings, settings.profile)
-        write_manifest(manifest, "profile", inputs, shown, counts, [path, users, trace])
+        write_manifest(manifest, "profile", inputs, _shown(settings, kind), counts, [path, users, trace])
     counts = read_json(manifest)["counts"]
-    say(f"profiles: {counts['profiles']} of {counts['users']} users")
+    name = "profiles" if kind.pipeline == profiles.SRA else f"{kind.pipeline} profiles"
+    say(f"{name}: {counts['profiles']} of {counts['users']} users")
     _say_asked(manifest, "profile", len(data.users), say)
 
 
-TRACE = {"augment": "augment_trace.jsonl", "profile": "profile_trace.jsonl"}
-"""What became of each proposal and of each user, by stage; files beside the augmented data."""
+AUGMENT_TRACE = "augment_trace.jsonl"
+"""What became of each proposal; a file beside the augmented data."""
 
 
 def _is_done(manifest: Path, inputs: str, outputs: Sequence[Path], settings: Settings) -> bool:
@@ -237,7 +250,7 @@ def _usage_line(used: Mapping[str, Any], n_users: int, paper: float | None) -> s
 
 def _paper_usd(stage: str, kind: str) -> float | None:
     """The paper counts the vectors of items alone, and answers of generation and of profiles."""
-    return PAPER_USD[stage] if (stage == "embed") == (kind == "vectors") else None
+    return PAPER_USD.get(stage) if (stage == "embed") == (kind == "vectors") else None
 
 
 def _inputs(settings: Settings, data: atomic.TwoDomainData, vectors: Path, group: Any) -> str:
@@ -266,7 +279,7 @@ def check_made_with(settings: Settings, data: atomic.TwoDomainData, augmented: a
         "augment": (_inputs(settings, data, item_vectors(settings), settings.augment), settings.augment),
         "profile": (_inputs(settings, augmented, augmented_vectors(settings), settings.profile), settings.profile),
     }
-    manifests = _manifests(settings)
+    manifests = {stage: one for stage, one in _manifests(settings).items() if stage in stages}
     for stage, (inputs, group) in stages.items():
         if manifests[stage] and manifests[stage]["inputs_hash"] != inputs:
             configs = manifests[stage]["config"], _shown(settings, group)
@@ -379,7 +392,7 @@ class Experiment:
 def open_experiment(settings: Settings) -> Experiment:
     """Load the augmented data set, fix split and candidates, and name the run directory after them."""
     read_augmented(settings)  # checks the files
-    dataset = EDTDataset(recbole_config(settings, "LLMEDT", settings.augmented, settings.runs_path))
+    dataset = EDTDataset(recbole_config(settings, DEFAULT, settings.augmented, settings.runs_path))
     dataset._change_feat_format()
     return experiment_on(dataset, settings)
 
@@ -516,7 +529,7 @@ def train_on_all(experiment: Experiment, name: str) -> Path:
     config = recbole_config(settings, name, settings.augmented, folder)
     write_text(folder / "config.yaml", yaml.safe_dump(resolved_config(config), allow_unicode=True))
     init_seed(config["seed"], config["reproducibility"])
-    part = experiment.dataset.for_model(config).everything(_sees_generated(config), _rows_of(config, name))
+    part = experiment.dataset.for_model(config).everything(sees_generated(config), _rows_of(config, name))
     train_data, cls = _training(config, name, [part, part, part])
     model = cls(config, part).to(config["device"])
     shared = dataclasses.replace(experiment, settings=settings, share_pretraining=False)
@@ -582,8 +595,8 @@ def open_run(experiment: Experiment, name: str, run_dir: Path) -> tuple[Any, Any
     init_seed(config["seed"], config["reproducibility"])
     train_data, _, test_data, cls = loaders(experiment, config, name)
     model = cls(config, train_data._dataset).to(config["device"])
-    if name == "LLMEDT":
-        model.start_finetuning()
+    if name in METHODS:
+        model.to_last_phase()
     load_weights(model, config, run_dir / "best.pth")
     return model, make_trainer(experiment, config, model, run_dir, train_data._dataset, trains=False), test_data
 
@@ -597,16 +610,11 @@ def _write_ranks(experiment: Experiment, ranks: pd.DataFrame, path: Path) -> Non
     write_ranks(ranks, path, users, items)
 
 
-def _sees_generated(config: Any) -> bool:
-    chosen = config["use_generated"]
-    return config["model"] == "LLMEDT" if chosen is None else bool(chosen)
-
-
 def resolved_config(config: Any) -> dict[str, Any]:
     """Every setting of a run as plain values, without paths and the machine's device."""
     hidden = {"data_path", "checkpoint_dir", "device", "gpu_id", "use_gpu", "state", "show_progress"}
-    if config["model"] == "LLMEDT":
-        hidden.add("training")  # it always trains on whole sequences
+    if config["model"] in METHODS:
+        hidden.add("training")  # they always train on whole sequences
     plain = {key: value for key, value in config.final_config_dict.items() if key not in hidden}
     return json.loads(json.dumps(plain, default=lambda value: getattr(value, "name", str(value)), sort_keys=True))
 
@@ -669,7 +677,7 @@ def _run(experiment: Experiment, config: Any, name: str, run_dir: Path) -> None:
         "domains": experiment.dataset.domain_names,
         "settings": model_values(experiment.settings, name),
         "rows": part.training,
-        "sees_generated": _sees_generated(config),
+        "sees_generated": sees_generated(config),
         **_training_of(trainer, model),
         "targets_per_epoch": _n_targets(part),
         "best_valid": dict(trainer.best_valid_result or {}),
@@ -694,7 +702,7 @@ def _remove_leftovers(run_dir: Path) -> None:
 
 def loaders(experiment: Experiment, config: Any, name: str) -> tuple[Any, Any, Any, type]:
     """Loaders of the three parts, and the model's class, for the rows that this model trains on."""
-    parts = experiment.dataset.for_model(config).parts(_sees_generated(config), _rows_of(config, name))
+    parts = experiment.dataset.for_model(config).parts(sees_generated(config), _rows_of(config, name))
     train_data, cls = _training(config, name, parts)
     return train_data, eval_loader(config, parts[1]), eval_loader(config, parts[2]), cls
 
@@ -702,19 +710,19 @@ def loaders(experiment: Experiment, config: Any, name: str) -> tuple[Any, Any, A
 def _rows_of(config: Any, name: str) -> str:
     """The rows of ``EDTDataset.parts`` that a model trains on."""
     if _by_sequence(config, name):
-        return rows_for(config) if name == "LLMEDT" else SEQUENCE_ROWS[name]
+        return rows_for(config) if name in METHODS else SEQUENCE_ROWS[name]
     return "prefix" if config["MODEL_TYPE"] == ModelType.SEQUENTIAL else "pairs"
 
 
 def _by_sequence(config: Any, name: str) -> bool:
-    return name == "LLMEDT" or (config["training"] == "sequence" and name in SEQUENCE_ROWS)
+    return name in METHODS or (config["training"] == "sequence" and name in SEQUENCE_ROWS)
 
 
 def _training(config: Any, name: str, parts: Sequence[EDTDataset]) -> tuple[Any, type]:
     """Loader of the first of the three parts, and the model's class."""
     train = parts[0]
     if _by_sequence(config, name):
-        cls = LLMEDT if name == "LLMEDT" else sequence_trained(name)
+        cls = METHODS[name].load() if name in METHODS else sequence_trained(name)
         return SequenceLoader(train, config["train_batch_size"], config["seed"]), cls
     sampler = create_samplers(config, train, parts)[0]
     return get_dataloader(config, "train")(config, train, sampler, shuffle=config["shuffle"]), get_model(name)
@@ -727,7 +735,7 @@ def make_trainer(
     with _tensorboard_in(run_dir if trains else None):
         trainer = trainer_class(config["MODEL_TYPE"], config["model"])(config, model)
     trainer.run_dir, trainer.saved_model_file = run_dir, str(run_dir / "best.pth")
-    if experiment.share_pretraining and config["model"] == "LLMEDT":
+    if experiment.share_pretraining and isinstance(trainer, LLMEDTTrainer):
         trainer.shared_pretraining = experiment.folder / f"pretraining-{_pretraining_key(experiment, config)[:8]}.pth"
     device = config["device"]
     trainer.collectors = {
@@ -858,7 +866,7 @@ def compare(settings: Settings, say: Say) -> None:
         results,
         title,
         note,
-        reference="LLMEDT" if "LLMEDT" in settings.models else None,
+        reference=DEFAULT if DEFAULT in settings.models else None,
         settings={name: model_values(settings, name) for name in settings.models},
         versions=library_versions(),
         reproduce=settings.command,
@@ -928,8 +936,10 @@ def _counts(settings: Settings) -> dict[str, dict[str, Any]]:
 
 
 def _manifests(settings: Settings) -> dict[str, dict[str, Any]]:
-    folders = {"embed": settings.folder, "augment": augmented_folder(settings), "profile": augmented_folder(settings)}
-    paths = {stage: folder / f"{stage}.json" for stage, folder in folders.items()}
+    folder = augmented_folder(settings)
+    paths = {"embed": settings.folder / "embed.json", "augment": folder / "augment.json"}
+    for place, pipeline in enumerate(settings.pipelines):
+        paths[f"profile ({pipeline})" if place else "profile"] = folder / f"profile.{profiles.infix(pipeline)}json"
     return {stage: read_json(path) if path.is_file() else {} for stage, path in paths.items()}
 
 

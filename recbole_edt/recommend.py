@@ -22,7 +22,7 @@ from recbole_edt.errors import DataError
 from recbole_edt.evaluation import VectorScores
 from recbole_edt.files import read_json, write_safely
 from recbole_edt.histories import Histories, batches
-from recbole_edt.model import LLMEDT
+from recbole_edt.methods import METHODS
 from recbole_edt.split import catalogue_hash, leave_one_out, split_hash
 from recbole_edt.trainer import load_weights
 
@@ -328,13 +328,13 @@ def load(run_dir: str | Path, data_path: str | Path | None = None) -> Recommende
 
 def open_model(config: Any, part: EDTDataset, name: str, run_dir: Path, rows: str) -> Recommender:
     """The weights in ``run_dir`` on the part they were trained on."""
-    if name == "LLMEDT":
-        cls: type = LLMEDT
+    if name in METHODS:
+        cls: type = METHODS[name].load()
     else:
         cls = sequence_trained(name) if rows == SEQUENCE_ROWS.get(name) else get_model(name)
     model = cls(config, part).to(config["device"])
-    if name == "LLMEDT":
-        model.start_finetuning()
+    if name in METHODS:
+        model.to_last_phase()
     load_weights(model, config, run_dir / "best.pth")
     titles = dict(zip(part.source.items, _titles(part), strict=True))
     return Recommender(model, part, [titles.get(token, "") for token in part.field2id_token[part.iid_field]])

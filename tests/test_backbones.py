@@ -268,24 +268,11 @@ def test_the_mask_token_has_a_learnt_vector_of_its_own_and_every_item_its_usual_
 
 
 @pytest.fixture
-def ready(workplace):
+def ready(opener):
     """A function that opens LLM-EDT with a backbone on the tiny data set: model and loaders."""
-
-    def settings(**keys):
-        quick = {**QUICK, "attn_dropout_prob": 0.0, "hidden_dropout_prob": 0.0, "dropout_prob": 0.0}
-        return config.load("tiny", [], {**quick, "dilations": [1], "block_num": 2, **keys})
-
-    for stage in ("embed", "augment", "profile"):
-        pipeline.STAGES[stage](settings(), lambda line: None)
-
-    def open_model(name, **keys):
-        experiment = pipeline.open_experiment(settings(backbone=name, **keys))
-        view = config.recbole_config(experiment.settings, "LLMEDT", "tiny-edt", workplace / "saved")
-        train_data, valid_data, test_data, cls = pipeline.loaders(experiment, view, "LLMEDT")
-        torch.manual_seed(0)
-        return cls(view, train_data._dataset), train_data, test_data
-
-    return open_model
+    no_dropout = dict.fromkeys(("attn_dropout_prob", "hidden_dropout_prob", "dropout_prob"), 0.0)
+    open_model = opener("LLMEDT", **no_dropout, dilations=[1], block_num=2)
+    return lambda name, **keys: open_model(backbone=name, **keys)
 
 
 @pytest.mark.parametrize("name, norm_first", [*((name, False) for name in BACKBONES), ("SASRec", True), (MASKED, True)])
