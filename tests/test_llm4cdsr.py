@@ -359,6 +359,15 @@ def test_every_backbone_learns_with_every_loss(ready, backbone, loss_type):
     assert np.isfinite(curve).all() and np.mean(curve[-4:]) < np.mean(curve[:4])
 
 
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_mixed_precision_trains_with_losses_in_full_precision(ready, backbone):
+    model, train_data, _ = ready(backbone=backbone, enable_amp=True)
+    parts = model.train().calculate_loss(next(iter(train_data)))
+    assert all(part.dtype == torch.float32 and part.isfinite() for part in parts)
+    sum(parts).backward()
+    assert all(weight.grad.isfinite().all() for weight in model.parameters())
+
+
 # ---- item embeddings ---------------------------------------------------------------------------------------------
 
 
