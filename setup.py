@@ -48,7 +48,11 @@ setup(
         ),
     ],
     extras_require={
-        "test": ["pytest>=8", "hypothesis>=6", "optuna>=4", f"hyperopt>=0.2.7; {OLD}", f"pyarrow>=14,<26; {OLD}"],
+        # xdist: the tests on several cores
+        "test": [
+            *("pytest>=8", "pytest-xdist>=3.6", "hypothesis>=6", "optuna>=4"),
+            *(f"hyperopt>=0.2.7; {OLD}", f"pyarrow>=14,<26; {OLD}"),
+        ],
         # Recommendations as Parquet files; pyarrow 26 needs numpy 2.
         "parquet": [f"pyarrow>=14,<26; {OLD}", f"pyarrow>=15; {NEW}"],
         "tune": ["optuna>=4"],  # the stage tune: proposes values, and keeps trials in a file

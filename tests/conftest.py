@@ -7,6 +7,7 @@ import os
 # Before torch loads: threads that wait by spinning slow down everything else on the machine.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("GOMP_SPINCOUNT", "0")
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # the models are tiny, and each core has a process of its own
 
 from pathlib import Path
 from typing import Any

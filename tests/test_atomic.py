@@ -345,7 +345,7 @@ class TestWrite:
     def test_texts_are_made_to_fit_their_field(self, tmp_path):
         data = toy(tmp_path)
         titles = ["a\tb\nc", " x ", "", "\ud83d broken"]
-        fields = data.item_fields.assign(title=np.array(titles, dtype=object))
+        fields = data.item_fields.assign(title=pd.Series(titles, dtype=object))
         write(replace(data, item_fields=fields), tmp_path, "out")
         assert read(tmp_path, "out").item_fields["title"].tolist() == ["a b c", "x", "", "broken"]
 

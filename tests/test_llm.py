@@ -305,7 +305,7 @@ class TestFaultsThatPass:
         said = []
         with pytest.raises(LLMError, match="the last failure: connection"):
             client(nobody, store, said, retries=3).ask(requests(20), "asking")
-        assert said == [f"no connection to {nobody.url}; trying again for about 1 s"]
+        assert set(said) == {f"no connection to {nobody.url}; trying again for about 1 s"}
 
     def test_a_first_question_that_fails_on_the_way_is_not_followed_by_more_of_its_kind(self, server, store):
         server.choose = lambda body, nth: "500" if "user 0" in body["messages"][-1]["content"] else None
