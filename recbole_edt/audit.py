@@ -59,9 +59,9 @@ PROTOCOLS = (
 
 
 def check(settings: Settings) -> None:
-    """Raises: ConfigError for a model without a domain's part in its scores."""
+    """Raises: ConfigError for any model but LLM-EDT."""
     if settings.model != "LLMEDT":
-        raise ConfigError(f"model: the audit is of LLMEDT's protocol, {settings.model} has no scores by domain")
+        raise ConfigError(f"model: the audit is of LLMEDT's protocol alone, not of {settings.model}")
 
 
 def audit(settings: Settings, say: pipeline.Say) -> None:

@@ -88,7 +88,7 @@ def test_leaks_that_need_more_items_than_there_are_are_left_out_with_a_note(plac
 @pytest.mark.parametrize(
     ("arguments", "status", "message"),
     [
-        (["--model=SASRec"], 2, "the audit is of LLMEDT's protocol, SASRec has no scores by domain"),
+        (["--model=SASRec"], 2, "the audit is of LLMEDT's protocol alone, not of SASRec"),
         (["--epochs=7"], 1, "is no finished run of LLMEDT: run the stage train first; with other settings there is"),
     ],
 )
