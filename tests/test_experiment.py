@@ -328,6 +328,8 @@ def test_two_language_models_write_items_and_profiles_of_their_own(tmp_path, mon
     table = tables.read(output(tmp_path, "table8") / "table.json")
     assert [row[0] for row in table.rows][:2] == ["small†", "large†"]
     assert "Item vectors are the same in every row" in table.note
+    assert "small: LLM: items written by small, profiles by small" in table.note
+    assert "large: LLM: items written by large" in table.note and "no LLM was called" not in table.note
     folders = {path.parent.name for path in (tmp_path / "atomic_files").glob("tiny-edt-*/augment.json")}
     assert len(folders) == 2
     source = pipeline.read_augmented(bench_of(own, "small"))
