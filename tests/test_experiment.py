@@ -418,14 +418,14 @@ def test_the_one_sided_test_is_small_on_the_side_of_the_better_model():
 def test_where_nothing_differs_both_tests_err_about_as_often_as_they_say():
     generator = np.random.default_rng(0)
     over_seeds, over_users = [], []
-    for _ in range(100):
+    for _ in range(60):
         runs = {name: seeds_of(generator, 0.3, n_users=60) for name in ("a", "b")}
         over_seeds.append(report.tests_over_seeds(runs, "a", "hit@10")["p"].iloc[0])
         pair = [[one.ranks for one in several] for several in runs.values()]
         over_users.append(report.compare_seeds(*pair, "hit@10")["p"])
-    # 5 % of 100 is 5, with a standard deviation of 2.2.
-    assert 0 < np.sum(np.array(over_seeds) < 0.05) < 12
-    assert 0 < np.sum(np.array(over_users) < 0.05) < 12
+    # 5 % of 60 is 3, with a standard deviation of 1.7; the mean of 60 uniform values has one of 0.04.
+    for found in (over_seeds, over_users):
+        assert np.sum(np.array(found) < 0.05) < 9 and 0.36 < np.mean(found) < 0.64
 
 
 def test_a_difference_that_is_there_is_found_by_both_tests_on_the_right_side():
