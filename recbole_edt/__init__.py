@@ -12,7 +12,7 @@ __all__ = ["__version__", "load", "register"]
 
 
 def register() -> None:
-    """Make ``LLMEDT`` known to RecBole by name; see ``recbole_edt.compat.register``."""
+    """Make ``LLMEDT`` and ``LLM4CDSR`` known to RecBole by name; see ``recbole_edt.compat.register``."""
     from recbole_edt import compat
 
     compat.register()

@@ -22,18 +22,9 @@ from recbole_edt.costs import Usage
 from recbole_edt.errors import ConfigError, DataError
 from recbole_edt.evaluation import TOPK, domain_metrics
 from recbole_edt.files import library_versions, sha256_of, write_safely, write_text
+from recbole_edt.methods import METHODS
 from recbole_edt.writer import LiveWriter, llm_identity
 
-TABLE_3: dict[str, dict[str, Any]] = {
-    "w/o Aug.": {"augment.insertion": "none"},
-    "w/o Filtering": {"augment.filter": False},
-    "w/o Inserting": {"augment.insertion": "append"},
-    "Random Inserting": {"augment.insertion": "random"},
-    "w/o DFT": {"finetune_epochs": 0},
-    "w/o Profiling": {"alpha": 0},
-    "w/o S-R-A": {"profile.pipeline": "plain"},
-}
-"""The variants of the paper's table 3, by their names there."""
 AUGMENTATION: dict[str, dict[str, Any]] = {
     "raw rows": {"use_generated": False},
     "augmented rows": {"use_generated": True},
@@ -51,11 +42,12 @@ def variants_of(settings: Settings) -> dict[str, dict[str, Any]]:
 
     Raises: ConfigError for a name that nobody defined, or keys that no variant may have.
     """
-    known = TABLE_3 if settings.model == "LLMEDT" else AUGMENTATION
-    first: dict[str, dict[str, Any]] = {"LLM-EDT": {}} if settings.model == "LLMEDT" else {settings.model: {}}
+    method = METHODS.get(settings.model)
+    known = method.variants if method else AUGMENTATION
+    first: dict[str, dict[str, Any]] = {method.title if method else settings.model: {}}
     wanted = settings.variants
     if wanted is None:
-        return first | TABLE_3 if settings.model == "LLMEDT" else dict(AUGMENTATION)
+        return first | known if method else dict(known)
     if isinstance(wanted, str):
         wanted = [name.strip() for name in wanted.split(",")]
     if isinstance(wanted, list):

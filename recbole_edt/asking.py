@@ -26,6 +26,7 @@ from recbole_edt.config import Settings
 from recbole_edt.costs import dollars
 from recbole_edt.errors import ConfigError
 from recbole_edt.files import sha256_of, write_text
+from recbole_edt.profiles import infix
 from recbole_edt.writer import Collector, Estimate, Reader, Rehearsal, Waiting, cache_path, existing_cache
 
 Say = Callable[[str], None]
@@ -33,7 +34,7 @@ Say = Callable[[str], None]
 STEPS = {
     "embed": ("vectors of items",),
     "augment": ("generate", "vectors of written items"),
-    "profile": ("summarize", "reform", "analyze", "plain", "vectors of profiles"),
+    "profile": ("summarize", "reform", "analyze", "compose", "plain", "vectors of profiles"),
 }
 """What the stages ask for, in order."""
 
@@ -90,8 +91,9 @@ def rehearse(settings: Settings, last: str, longest: bool) -> dict[str, Estimate
         if last == "augment":
             return writer.steps
         writer.texts = "profiles"
-        written = profiles.profile_users(split.training_rows(done.data), table, settings.profile, writer)
-        writer.embed([text for text in written.texts if text])
+        for kind in settings.profile_kinds:
+            written = profiles.profile_users(split.training_rows(done.data), table, kind, writer)
+            writer.embed([text for text in written.texts if text])
         return writer.steps
 
 
@@ -226,8 +228,8 @@ def inspect(settings: Settings, say: Say, user: str) -> None:
     pipeline.check_made_with(settings, data, augmented)  # else the cache would be searched for other questions
     exchanges = _exchanges(settings, data, augmented, table, user)
     folder = pipeline.augmented_folder(settings)
-    trace = augment.read_trace(folder / pipeline.TRACE["augment"], user)
-    profile = _profile(folder / f"{settings.augmented}.user", user)
+    trace = augment.read_trace(folder / pipeline.AUGMENT_TRACE, user)
+    profile = _profile(folder / f"{settings.augmented}.{infix(settings.profile.pipeline)}user", user)
     view = inspection.view(data, augmented, table, settings.augment, trace, exchanges, profile, user)
     inspection.print_view(view)
     page = folder / "inspect" / f"{_file_name(user)}.html"
@@ -250,7 +252,8 @@ def _exchanges(
         if settings.profile.generator == "llm":
             one = inspection.rows_of(split.training_rows(augmented), user)
             whole = embeddings.EmbeddingTable.load(pipeline.augmented_vectors(settings))
-            profiles.profile_users(one, whole, settings.profile, writer)
+            for kind in settings.profile_kinds:
+                profiles.profile_users(one, whole, kind, writer)
     return [
         inspection.Exchange(request.tag or request.template, request.messages, said, failure)
         for request, said, failure in writer.heard

@@ -68,6 +68,10 @@ class CausalStates(AllPositions):
         """``[B, L]`` bool: the positions whose target counts in this step."""
         return targets > 0
 
+    def has_read(self, length: Tensor, predicted: Tensor) -> Tensor:
+        """``[B, L]`` bool: where a state of ``training_states`` has read any item."""
+        return torch.ones_like(predicted)
+
     def training_states(self, item_seq: Tensor, length: Tensor, predicted: Tensor) -> Tensor:
         """``[B, L, H]``; at a predicted position the state from which its target is predicted."""
         return self.states(item_seq, length)
@@ -101,6 +105,10 @@ class MaskedStates:
     def predicted(self: Any, targets: Tensor, length: Tensor) -> Tensor:
         """``[B, L]`` bool: a fresh mask, without the positions that are no targets."""
         return random_mask(length, targets.shape[1], self.mask_ratio, self.ft_ratio) & (targets > 0)
+
+    def has_read(self: Any, length: Tensor, predicted: Tensor) -> Tensor:
+        """``[B, L]`` bool: where a state of ``training_states`` has read any item; nowhere if all are masked."""
+        return (predicted.sum(1) < length).unsqueeze(1).expand_as(predicted)
 
     def training_states(self: Any, item_seq: Tensor, length: Tensor, predicted: Tensor) -> Tensor:
         """``[B, L, H]`` states of the sequence with the predicted items masked."""

@@ -19,10 +19,13 @@ DEFAULT_DATASET = "ml-100k-cross"
 STAGES = {
     "prepare": """Make two-domain atomic files, or check your own.
 
-        Reads   the source named by prepare.source (ml-100k, which ships inside RecBole), or
-                atomic_files/NAME/NAME.inter and NAME.item
-        Writes  atomic_files/NAME/NAME.inter, NAME.item, prepare.json (your own files are only checked)
-        Keys    prepare.source, domains, k_core""",
+        Reads   the source named by prepare.source (ml-100k, which ships inside RecBole), raw files (amazon2014,
+                amazon2018, amazon2023, douban, table), or atomic_files/NAME/NAME.inter and NAME.item
+        Writes  atomic_files/NAME/NAME.inter, NAME.item, prepare.json, and the data card card.md, card.json, card.png
+                (your own atomic files are only checked)
+        Keys    prepare.source, prepare.folder, prepare.files, prepare.columns, prepare.item_columns,
+                prepare.time_unit, prepare.after, prepare.before, prepare.repeats, prepare.k_core,
+                prepare.min_history, prepare.sample_users, prepare.seed, prepare.max_bad_share, domains, k_core""",
     "embed": """Turn item texts into vectors, one per distinct text.
 
         Reads   atomic_files/NAME/NAME.item
@@ -40,6 +43,7 @@ STAGES = {
 
         Reads   the files of augment; training interactions only
         Writes  atomic_files/NAME-edt/NAME-edt.user, .uservec.safetensors, profile_trace.jsonl, profile.json
+                (for LLM4CDSR NAME-edt.hierarchical.user, and so on)
         Keys    profile.generator (offline | llm), profile.n_clusters, profile.pipeline, profile.n_words,
                 profile.seed, and those of the group llm""",
     "train": """Train one model and rank its test targets; continues a run that was stopped.
@@ -57,8 +61,8 @@ STAGES = {
         Reads   the source of prepare or your files, finished runs
         Writes  runs/NAME-ablation-HASH/: ablation.md, ablation.csv; a run per variant and seed; and for variants with
                 rows or profiles of their own atomic_files/NAME-edt-HASH/
-        Keys    model, variants (default: table 3 for LLMEDT; for any other model without and with inserted rows),
-                seeds, and those of all stages before""",
+        Keys    model, variants (default: table 3 for LLMEDT, the parts of LLM4CDSR; for any other model without and
+                with inserted rows), seeds, and those of all stages before""",
     "audit": """NOT COMPARABLE: one trained LLM-EDT under the released code's protocol, leak by leak, and honestly.
 
         Reads   the run of LLMEDT with the same settings (train it first; give the same options again)
@@ -81,11 +85,20 @@ STAGES = {
                 and per model study.sqlite, trials.csv, values.png and a log per trial
         Keys    models (or model), tune.trials (--trials=N, the budget of each model), tune.space (default | paper |
                 a file of your own), tune.seed, and those of all stages before""",
-    "recommend": """Top items of each domain for every user, from a trained model.
+    "recommend": """Top items of each domain for all users, some users, or new histories, from a trained model.
 
-        Reads   the run of `model` with the same settings (train it first; give the same options again)
-        Writes  runs/NAME-HASH/MODEL-HASH/recommendations.csv
-        Keys    model, recommend.k, recommend.seen""",
+        Reads   the run of `model` with the same settings (train it first; give the same options again), and
+                recommend.histories, a CSV with user,item[,timestamp] or JSON Lines with {"user": .., "history": [..]}
+        Writes  recommend.output (.csv, .jsonl or .parquet), or runs/NAME-HASH/MODEL-HASH/recommendations.csv;
+                with recommend.train_on_all also MODEL-HASH/all-data/, a model for production
+        Keys    model, recommend.k, recommend.seen, recommend.domain, recommend.users, recommend.histories,
+                recommend.output, recommend.train_on_all""",
+    "report": """One page of finished runs and experiments to read in a browser; also Markdown, CSV, LaTeX, PNG, PDF.
+
+        Reads   finished runs of the same split and candidates: those of the data set's run directory, or --runs
+        Writes  runs/NAME-HASH/report/: report.html, report.md, tables/, figures/
+        Options --runs=DIR,DIR (runs, or folders with runs; then it goes to runs/report/), --output=DIR
+        Keys    model (tested against all others), models (the order), candidates""",
     "inspect": """What was done to one user's data: history, prompts, answers, proposals and their fate.
 
         Reads   the files of augment and profile, the stored answers
@@ -133,6 +146,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     # Threads that wait by spinning make training ten times slower as soon as anything else runs on the machine.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ.setdefault("GOMP_SPINCOUNT", "0")
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it products on a GPU are not repeatable
     sys.exit(run(list(sys.argv[1:] if argv is None else argv)))
 
 
@@ -164,6 +178,7 @@ ACTIONS = {"cache": ("stats", "export", "prune"), "batch": ("export", "import"),
 """What stands after the name of some stages."""
 OPTIONS = {
     "inspect": ("user",),
+    "report": ("runs", "output"),
     "cache export": ("file",),
     "cache prune": ("model", "template", "older_than", "rejected"),
     "batch export": ("file",),
@@ -174,6 +189,8 @@ FLAGS = ("dry_run", "rejected")
 """Arguments without a value."""
 DRY = ("embed", "augment", "profile")
 """Stages that may ask a model; without a stage, all of them."""
+TEXTS = ("recommend.domain", "recommend.users", "recommend.histories", "recommend.output")
+"""Keys whose values stay as they are: YAML would read the user 0012 as the number 10."""
 SHORT = {"max_cost": "llm.max_cost", "trials": "tune.trials"}
 """Keys that need no group on the command line."""
 
@@ -227,7 +244,7 @@ def help_text(stage: str | None) -> str:
 
 
 def _run_stage(stage: str | None, values: dict[str, str], command: str) -> int:
-    from recbole_edt import ablation, asking, audit, config, doctor, experiment, pipeline, tuning
+    from recbole_edt import ablation, asking, audit, config, doctor, experiment, page, pipeline, tuning
 
     options = _options(stage, values)
     dataset = values.pop("dataset", DEFAULT_DATASET)
@@ -246,6 +263,8 @@ def _run_stage(stage: str | None, values: dict[str, str], command: str) -> int:
         asking.STAGES[stage](settings, print, **options)
     elif stage is not None and stage.startswith("experiment "):
         experiment.experiment(settings, print, stage.partition(" ")[2])
+    elif stage == "report":
+        page.make(settings, print, **options)
     elif stage in ("ablate", "audit", "tune"):
         {"ablate": ablation.ablate, "audit": audit.audit, "tune": tuning.tune}[stage](settings, print)
     elif stage is None:
@@ -280,4 +299,4 @@ def _options(stage: str | None, values: dict[str, str]) -> dict[str, Any]:
 def _typed(key: str, value: str) -> Any:
     from recbole_edt.config import read_yaml
 
-    return read_yaml(value, f"--{key}")
+    return value if key in TEXTS and value else read_yaml(value, f"--{key}")

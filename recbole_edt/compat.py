@@ -248,7 +248,9 @@ def save_plain_checkpoint(self: Any, epoch: int, verbose: bool = True, **kwargs:
 
 def identity(config: Any) -> dict[str, str]:
     """What a checkpoint must have in common with the model that takes its weights."""
-    keys = ["model", "dataset", *(["backbone"] if config["model"] == "LLMEDT" else [])]
+    from recbole_edt.methods import METHODS
+
+    keys = ["model", "dataset", *(["backbone"] if config["model"] in METHODS else [])]
     return {key: str(config[key] or "SASRec") for key in keys}  # the backbone has a default
 
 
@@ -301,7 +303,7 @@ def _load_other_parameter(self: Any, para: dict[str, Any] | None) -> None:
 
 
 def register() -> None:
-    """Make ``LLMEDT``, its dataset and its trainer known to RecBole by name; calling it again changes nothing.
+    """Make the methods, their dataset and their trainers known to RecBole by name; calling it again changes nothing.
 
     Afterwards ``run_recbole(model="LLMEDT", ...)``, ``get_model``, ``create_dataset``, ``get_trainer`` and
     RecBole's hyper-parameter tuning find them. A process that was *spawned* starts without them: call
@@ -316,25 +318,25 @@ def register() -> None:
     import recbole.trainer as trainers
     from recbole.utils.argument_list import dataset_arguments
 
-    from recbole_edt import model as our_model
     from recbole_edt.config import DATASET_KEYS
     from recbole_edt.dataset import EDTDataset
-    from recbole_edt.trainer import LLMEDTTrainer
+    from recbole_edt.methods import METHODS, named
 
-    # get_model looks for a module of the model's name among RecBole's own.
-    module_name = "recbole.model.sequential_recommender.llmedt"
-    if sys.modules.get(module_name, our_model) is not our_model:
-        raise ConfigError(f"{module_name} is already taken by {sys.modules[module_name]!r}")
-    ours = [
-        (models, "LLMEDT", our_model.LLMEDT),
-        (datasets, "LLMEDTDataset", EDTDataset),
-        (trainers, "LLMEDTTrainer", LLMEDTTrainer),
-    ]
+    own_modules, ours = {}, []
+    for name, method in METHODS.items():
+        # get_model looks for a module of the model's name among RecBole's own.
+        own_modules[f"{models.__name__}.{name.lower()}"] = sys.modules[method.load().__module__]
+        ours += [(models, name, method.load()), (datasets, f"{name}Dataset", EDTDataset)]
+        if method.trainer:
+            ours.append((trainers, f"{name}Trainer", named(method.trainer)))
+    for module_name, own in own_modules.items():
+        if sys.modules.get(module_name, own) is not own:
+            raise ConfigError(f"{module_name} is already taken by {sys.modules[module_name]!r}")
     for module, name, cls in ours:
         if getattr(module, name, cls) is not cls:
             raise ConfigError(f"{module.__name__}.{name} is already taken by {getattr(module, name)!r}")
     for module, name, cls in ours:
         setattr(module, name, cls)
-    sys.modules[module_name] = our_model
+    sys.modules.update(own_modules)
     # RecBole's data set cache compares these keys only; without ours it would hand out a stale data set.
     dataset_arguments.extend(key for key in DATASET_KEYS if key not in dataset_arguments)

@@ -27,7 +27,9 @@ from recbole_edt.embeddings import EMBEDDERS, ENDPOINT
 from recbole_edt.errors import ConfigError, choice_faults
 from recbole_edt.evaluation import METRICS
 from recbole_edt.llm import LLMConfig
-from recbole_edt.profiles import ProfileConfig
+from recbole_edt.methods import DEFAULT, METHODS
+from recbole_edt.profiles import PIPELINES, SRA, ProfileConfig
+from recbole_edt.raw import PrepareConfig
 
 # Keys of EDTDataset, for RecBole's comparison of cached data sets.
 DATASET_KEYS = (
@@ -38,6 +40,7 @@ DATASET_KEYS = (
     "inserted_as_targets",
     "item_embeddings",
     "user_profiles",
+    "profiles",
 )
 
 # Models that baselines.py trains by whole sequences.
@@ -104,21 +107,6 @@ FIXED = {
 
 
 @dataclass(frozen=True)
-class PrepareConfig:
-    """How the two-domain atomic files come about."""
-
-    source: str | None = None
-    """A reader of ``recbole_edt.raw``; none means that the files are there already."""
-
-    def faults(self) -> list[str]:
-        from recbole_edt.raw import READERS
-
-        if self.source is None or self.source in list(READERS):
-            return []
-        return [f"source: {self.source!r} is not one of {', '.join(READERS)}"]
-
-
-@dataclass(frozen=True)
 class EmbedConfig:
     """Item texts to vectors (method, section 2)."""
 
@@ -161,14 +149,49 @@ class RecommendConfig:
     """Items per user and domain, above 0."""
     seen: bool = False
     """Whether items of the user's own history may be recommended."""
+    domain: str | None = None
+    """Items of one domain only; none is both."""
+    users: Any = None
+    """Ids of known users, as a list, separated by commas, or in a ``.txt`` file, one a line; none is all."""
+    histories: str | None = None
+    """File of new users' histories instead, ``.csv`` or ``.jsonl`` (see ``recbole_edt.histories``)."""
+    output: str | None = None
+    """File to write, ``.csv``, ``.jsonl`` or ``.parquet``; none is ``recommendations.csv`` beside the model."""
+    train_on_all: bool = False
+    """Whether the model is first trained once more on all interactions, for as many epochs as validation chose."""
 
     def faults(self) -> list[str]:
         found = []
         if not _is_whole(self.k) or self.k < 1:
             found.append(f"k: {self.k!r} is not a whole number above 0")
-        if not isinstance(self.seen, bool):
-            found.append(f"seen: {self.seen!r} is not true or false")
-        return found
+        for key in ("seen", "train_on_all"):
+            if not isinstance(getattr(self, key), bool):
+                found.append(f"{key}: {getattr(self, key)!r} is not true or false")
+        if not isinstance(self.domain, str | None):
+            found.append(f"domain: {self.domain!r} is not a domain's name")
+        if self.users is not None and not self.user_list:
+            found.append(f"users: expected ids such as [u1, u2], or a .txt file, found {self.users!r}")
+        if self.users is not None and self.histories is not None:
+            found.append("users: known users and new histories do not go together; give one of the two")
+        for key, endings in (("histories", (".csv", ".jsonl")), ("output", (".csv", ".jsonl", ".parquet"))):
+            path = getattr(self, key)
+            if path is not None and not (isinstance(path, str) and path.endswith(endings)):
+                found.append(f"{key}: {path!r} is not a file that ends in {', '.join(endings)}")
+        return found + (self._parquet_faults() if str(self.output).endswith(".parquet") else [])
+
+    def _parquet_faults(self) -> list[str]:
+        try:
+            import pyarrow.parquet  # noqa: F401
+        except ImportError as error:  # not there, or too new for this numpy
+            return [f"output: Parquet needs pyarrow ({error}): pip install 'recbole_edt[parquet]', or use .csv"]
+        return []
+
+    @property
+    def user_list(self) -> list[str]:
+        """The wanted users' ids; those of a file are still in it."""
+        users = self.users.split(",") if isinstance(self.users, str) else _as_list(self.users)
+        texts = [str(user).strip() for user in users if isinstance(user, str | int) and not isinstance(user, bool)]
+        return texts if len(texts) == len(users) and all(texts) else []
 
 
 @dataclass(frozen=True)
@@ -232,9 +255,9 @@ class Settings:
     """Name of the data set: folder and file names under ``data_path``, and ``dataset_configs/NAME.yaml``."""
     data_path: Path = Path("atomic_files")
     runs_path: Path = Path("runs")
-    model: str = "LLMEDT"
+    model: str = DEFAULT
     """The model of the stages ``train`` and ``recommend``."""
-    models: tuple[str, ...] = ("GRU4Rec", "BERT4Rec", "SASRec", "LLMEDT")
+    models: tuple[str, ...] = ("GRU4Rec", "BERT4Rec", "SASRec", DEFAULT)
     """The rows of ``compare``."""
     model_settings: dict[str, dict[str, Any]] = field(default_factory=dict)
     """Keys for one model only, for example ``{SASRec: {learning_rate: 0.002}}``."""
@@ -264,6 +287,8 @@ class Settings:
     """All keys as they were given, nested; a variant starts from them."""
     data_variant: str = ""
     """Ending of the augmented data set's name, for a variant with rows or profiles of its own."""
+    pipelines: tuple[str, ...] = (SRA,)
+    """Kinds of profiles to write, those of the methods to train; the first is ``profile.pipeline``."""
 
     @property
     def folder(self) -> Path:
@@ -276,13 +301,18 @@ class Settings:
         return f"{self.dataset}-edt" + (f"-{self.data_variant}" if self.data_variant else "")
 
     @property
+    def profile_kinds(self) -> list[ProfileConfig]:
+        """How each kind of profiles is written."""
+        return [replace(self.profile, pipeline=pipeline) for pipeline in self.pipelines]
+
+    @property
     def embedding(self) -> LLMConfig:
         """How the embedding endpoint is asked: as the LLM, but for what the group ``embed`` says."""
         own = {"base_url": self.embed.base_url, "api_key_env": self.embed.api_key_env}
         return replace(self.llm, model=self.embed.model, **{key: one for key, one in own.items() if one is not None})
 
 
-OWN = {f.name for f in fields(Settings)} - {"recbole", "command", "given", "data_variant"}
+OWN = {f.name for f in fields(Settings)} - {"recbole", "command", "given", "data_variant", "pipelines"}
 
 
 class _Loader(yaml.SafeLoader):
@@ -444,15 +474,33 @@ def _settings(values: dict[str, Any], origin: Mapping[str, str], asks: bool = Tr
     _check_own(kwargs, fault)
     _check_generators(kwargs, fault, asks)
     _check_models(kwargs, fault)
-    examples = _examples([*kwargs["models"], kwargs.get("model"), "LLMEDT"])
+    examples = _examples([*kwargs["models"], kwargs.get("model"), DEFAULT])
     _check_values("", kwargs["recbole"], examples, fault)
     for model, own in kwargs.get("model_settings", {}).items():
         _check_values(f"model_settings.{model}.", own, {**examples, **_examples([model])}, fault)
     if not faults:
-        _check_llmedt(kwargs, fault)
+        _check_methods(kwargs, fault)
     if faults:
-        raise ConfigError("\n".join(faults))
-    return Settings(**kwargs, given=given)
+        raise ConfigError("\n".join(dict.fromkeys(faults)))
+    return _with_pipelines(Settings(**kwargs, given=given))
+
+
+def _with_pipelines(settings: Settings) -> Settings:
+    """The settings with the kinds of profiles that their methods need; the first is ``profile.pipeline``."""
+    given = settings.given
+    models = [settings.model] if "model" in given else []
+    models += settings.models if "models" in given or not models else []
+    kinds = [profiles_of(settings, model) for model in models if model in METHODS] or [settings.profile.pipeline]
+    return replace(
+        settings, pipelines=tuple(dict.fromkeys(kinds)), profile=replace(settings.profile, pipeline=kinds[0])
+    )
+
+
+def profiles_of(settings: Settings, model: str) -> str:
+    """The kind of profiles that a method reads: that of its key ``profiles``, of ``profile.pipeline``, or its own."""
+    chosen = {**settings.recbole, **(settings.model_settings.get(model) or {})}.get("profiles")
+    given = "pipeline" in (settings.given.get("profile") or {})
+    return chosen or (settings.profile.pipeline if given else METHODS[model].profiles)
 
 
 def _group(name: str, cls: type, value: Any, fault: Fault) -> Any:
@@ -528,7 +576,7 @@ def _check_models(kwargs: dict[str, Any], fault: Fault) -> None:
         _check_model_name("models", model, fault)
         if model in models[:place]:
             fault("models", f"models: '{model}' is there more than once")
-    _check_model_name("model", kwargs.get("model", "LLMEDT"), fault)
+    _check_model_name("model", kwargs.get("model", DEFAULT), fault)
     own = kwargs.get("model_settings") or {}
     if not isinstance(own, Mapping):
         fault("model_settings", f"model_settings: expected models below it, found {own!r}")
@@ -614,6 +662,10 @@ def _training_problem(value: Any, values: Mapping[str, Any]) -> str | None:
     return None if value in ("sequence", "prefix") else f"{value!r} is not one of sequence, prefix"
 
 
+def _profiles_problem(value: Any, values: Mapping[str, Any]) -> str | None:
+    return None if value in PIPELINES else f"{value!r} is not one of {', '.join(PIPELINES)}"
+
+
 def _gpu_problem(value: Any, values: Mapping[str, Any]) -> str | None:
     return None if re.fullmatch(r"[\d, ]*", str(value)) else f"{value!r} is not a list of numbers such as 0 or '0,1'"
 
@@ -625,6 +677,7 @@ SPECIAL: dict[str, Callable[[Any, Mapping[str, Any]], str | None]] = {
     "valid_metric": _valid_metric_problem,
     "eval_args": _eval_args_problem,
     "training": _training_problem,
+    "profiles": _profiles_problem,
     "gpu_id": _gpu_problem,
 }
 
@@ -633,15 +686,15 @@ def _as_list(value: Any) -> list[Any]:
     return list(value) if isinstance(value, list | tuple) else [value]
 
 
-def _check_llmedt(kwargs: Mapping[str, Any], fault: Fault) -> None:
-    from recbole_edt.model import ModelSettings
-
-    own = kwargs["model_settings"].get("LLMEDT", {})
-    values = {**kwargs["recbole"], **own}
-    given = {f.name: values[f.name] for f in fields(ModelSettings) if f.name in values}
-    for message in ModelSettings(**given).faults():
-        key = message.partition(":")[0]
-        fault(f"model_settings.LLMEDT.{key}" if key in own else key, message)
+def _check_methods(kwargs: Mapping[str, Any], fault: Fault) -> None:
+    """What the methods to train say about their keys."""
+    for model in dict.fromkeys([DEFAULT, kwargs.get("model"), *kwargs["models"], *kwargs["model_settings"]]):
+        if model not in METHODS:
+            continue
+        own = kwargs["model_settings"].get(model, {})
+        for message in METHODS[model].faults({**kwargs["recbole"], **own}):
+            key = message.partition(":")[0]
+            fault(f"model_settings.{model}.{key}" if key in own else key, message)
 
 
 def check_model(settings: Settings, model: str) -> None:
@@ -649,14 +702,14 @@ def check_model(settings: Settings, model: str) -> None:
 
     Raises: ConfigError if the settings of one model do not fit together.
     """
-    if model != "LLMEDT":
+    if model not in METHODS:
         _check_needs(model)
     values = {**_defaults(model), **model_values(settings, model)}
     if model in SEQUENCE_MODELS:
         _check_loss(model, values)
     if values.get("norm_first"):
         _check_norm_first(settings, model, values)
-    transformer = values["backbone"] if model == "LLMEDT" else model
+    transformer = values["backbone"] if model in METHODS else model
     heads = values["n_heads"] if "n_heads" in _defaults(transformer) else 1
     if values.get("hidden_size", 0) % heads:
         raise ConfigError(f"{model}: hidden_size: {values['hidden_size']} is not a multiple of n_heads, {heads}")
@@ -679,8 +732,9 @@ def _check_norm_first(settings: Settings, model: str, values: Mapping[str, Any])
 
     if model in PRE_NORM and values.get("training") == "prefix":
         raise ConfigError(f"{model}: norm_first needs training: sequence; by prefix the model is RecBole's own")
-    if model not in (*PRE_NORM, "LLMEDT") and "norm_first" in (settings.model_settings.get(model) or {}):
-        raise ConfigError(f"{model}: norm_first is for {', '.join(PRE_NORM)} and LLMEDT")
+    known = [*PRE_NORM, *METHODS]
+    if model not in known and "norm_first" in (settings.model_settings.get(model) or {}):
+        raise ConfigError(f"{model}: norm_first is for {', '.join(known[:-1])} and {known[-1]}")
 
 
 def _check_needs(model: str) -> None:
@@ -710,22 +764,29 @@ def _properties() -> Path:
 
 
 def _defaults(model: str) -> dict[str, Any]:
-    """Hyper-parameters of one model: those in its RecBole property file, or LLM-EDT's own and its backbones'."""
+    """Hyper-parameters of one model: those in its RecBole property file, or a method's own and its backbones'."""
     from recbole_edt.backbones import BACKBONES
 
-    if model == "LLMEDT":
-        from recbole_edt.model import ModelSettings
-        from recbole_edt.trainer import PhaseConfig
-
+    if model in METHODS:
         backbones = [_defaults(backbone) for backbone in BACKBONES]
-        own = {f.name: f.default for cls in (ModelSettings, PhaseConfig) for f in fields(cls)}
-        return {key: value for one in [*backbones, own] for key, value in one.items()}
+        return {key: value for one in [*backbones, METHODS[model].defaults()] for key, value in one.items()}
     path = _properties() / "model" / f"{model}.yaml"
     values = read_file(path) if path.is_file() else {}
     if model in BACKBONES:
         return values
     # Elsewhere RecBole writes 1 for 1.0.
     return {key: float(value) if _is_whole(value) else value for key, value in values.items()}
+
+
+def defaults_of(model: str, backbone: str = "") -> dict[str, Any]:
+    """Hyper-parameters of one model; of LLM-EDT those of the chosen backbone and its own."""
+    if model != "LLMEDT":
+        return _defaults(model)
+    from recbole_edt.model import ModelSettings
+    from recbole_edt.trainer import PhaseConfig
+
+    own = {f.name: f.default for cls in (ModelSettings, PhaseConfig) for f in fields(cls)}
+    return {**_defaults(backbone or str(own["backbone"])), **own}
 
 
 def _examples(models: Iterable[Any]) -> dict[str, list[Any]]:
@@ -748,17 +809,17 @@ def _examples(models: Iterable[Any]) -> dict[str, list[Any]]:
 
 
 def _is_model(name: Any) -> bool:
-    return isinstance(name, str) and name in [*_model_names(), "LLMEDT"]
+    return isinstance(name, str) and name in _model_names()
 
 
 def _model_names() -> list[str]:
-    return sorted(path.stem for path in (_properties() / "model").glob("*.yaml"))
+    return [*sorted(path.stem for path in (_properties() / "model").glob("*.yaml")), *METHODS]
 
 
 def near_model(name: str) -> str:
     """A hint for a mistyped model name."""
-    near = difflib.get_close_matches(str(name).lower(), [n.lower() for n in _model_names()] + ["llmedt"], n=1)
-    names = {n.lower(): n for n in [*_model_names(), "LLMEDT"]}
+    names = {n.lower(): n for n in _model_names()}
+    near = difflib.get_close_matches(str(name).lower(), names, n=1)
     return f" (did you mean '{names[near[0]]}'?)" if near else ""
 
 
@@ -781,7 +842,7 @@ class EDTConfig(Config):
         if model_class.type != ModelType.SEQUENTIAL:
             return
         merged = {**self.internal_config_dict, **self.external_config_dict}
-        by_sequence = model == "LLMEDT" or (merged["training"] == "sequence" and model in SEQUENCE_MODELS)
+        by_sequence = model in METHODS or (merged["training"] == "sequence" and model in SEQUENCE_MODELS)
         if by_sequence or merged.get("loss_type") == "CE":
             # Negatives are drawn by the loss, if at all; RecBole refuses CE with a sampler.
             self.internal_config_dict["train_neg_sample_args"] = None
@@ -790,8 +851,11 @@ class EDTConfig(Config):
 
 
 def model_values(settings: Settings, model: str) -> dict[str, Any]:
-    """The settings of one model: those for all, then its own."""
-    return {**settings.recbole, **(settings.model_settings.get(model) or {})}
+    """The settings of one model: those for all, then its own; for a method which profiles it reads, if not its own."""
+    values = {**settings.recbole, **(settings.model_settings.get(model) or {})}
+    if model in METHODS and profiles_of(settings, model) != METHODS[model].profiles:
+        values["profiles"] = profiles_of(settings, model)
+    return values
 
 
 BEST_OF = "best of {} trials per model, chosen on validation"
@@ -820,6 +884,4 @@ def recbole_config(settings: Settings, model: str, dataset: str, checkpoint_dir:
     )
     if values.get("use_gpu") is False:
         values["gpu_id"] = ""  # RecBole picks its device by gpu_id alone
-    from recbole_edt.model import LLMEDT
-
-    return EDTConfig(LLMEDT if model == "LLMEDT" else model, dataset, config_dict=values)
+    return EDTConfig(METHODS[model].load() if model in METHODS else model, dataset, config_dict=values)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,8 @@ from recbole_edt import atomic
 from recbole_edt.embeddings import EmbeddingTable
 from recbole_edt.errors import ConfigError, DataError
 from recbole_edt.files import sha256_of
+from recbole_edt.methods import METHODS
+from recbole_edt.profiles import SRA, infix
 from recbole_edt.split import TEST, TRAIN, VALID, leave_one_out_marks
 
 TARGET_SEQ = "target_list"
@@ -115,7 +117,7 @@ class EDTDataset(SequentialDataset):
 
     Configuration keys: ``domains`` (names in order), ``k_core`` (per domain), ``use_generated``, ``training``
     (``sequence | masked | prefix | pairs``), ``item_embeddings`` and ``user_profiles`` (paths; defaults beside
-    the atomic files).
+    the atomic files), ``profiles`` (which kind of the latter, if not the method's own).
 
     Raises: DataError for every fault in the files, with file, line and column.
     """
@@ -124,7 +126,7 @@ class EDTDataset(SequentialDataset):
         if config["benchmark_filename"]:
             raise ConfigError("benchmark_filename: pre-split files are not supported; the split is made here")
         self.training = rows_for(config)
-        self.with_domains = config["model"] == "LLMEDT"
+        self.with_domains = config["model"] in METHODS
         super().__init__(config)
 
     # ---- loading -------------------------------------------------------------------------------------------------
@@ -217,8 +219,7 @@ class EDTDataset(SequentialDataset):
         if self.config["eval_args"]["split"] != {"LS": "valid_and_test"}:
             raise ConfigError("eval_args.split: only {LS: valid_and_test} is supported, on raw interactions")
         self._change_feat_format()
-        generated = self.config["use_generated"]
-        return self.parts(self.with_domains if generated is None else generated, self.training)
+        return self.parts(sees_generated(self.config), self.training)
 
     def parts(self, generated: bool, training: str) -> list[EDTDataset]:
         """Train, validation and test parts.
@@ -231,12 +232,7 @@ class EDTDataset(SequentialDataset):
 
         Raises: DataError if a part is empty.
         """
-        if training not in TRAINING:
-            raise ConfigError(f"training: {training!r} is not one of {', '.join(TRAINING)}")
-        base = copy.copy(self)
-        if not generated:
-            base._drop_generated()
-        base.training = training
+        base = self._base(generated, training)
         sequences = base.sequences
         rows = [base._training_rows(), *(torch.nonzero(sequences.mark == mark).squeeze(1) for mark in (VALID, TEST))]
         parts = []
@@ -252,11 +248,31 @@ class EDTDataset(SequentialDataset):
             parts.append(part)
         return parts
 
+    def everything(self, generated: bool, training: str) -> EDTDataset:
+        """A training part of all interactions, those of validation and test included; see ``parts``.
+
+        A model that is trained on it knows every answer: it may recommend, and must never be evaluated.
+        """
+        part = self._base(generated, training)
+        part.sequences = replace(part.sequences, mark=torch.full_like(part.sequences.mark, TRAIN))
+        part.phase = "training"
+        part._set_rows(part._training_rows(), part.sequences)
+        return part
+
+    def _base(self, generated: bool, training: str) -> EDTDataset:
+        if training not in TRAINING:
+            raise ConfigError(f"training: {training!r} is not one of {', '.join(TRAINING)}")
+        base = copy.copy(self)
+        if not generated:
+            base._drop_generated()
+        base.training = training
+        return base
+
     def for_model(self, config: Any) -> EDTDataset:
         """The same loaded data under another model's configuration."""
         view = copy.copy(self)
         view.config = config
-        view.with_domains = config["model"] == "LLMEDT"
+        view.with_domains = config["model"] in METHODS
         view.max_item_list_len = config["MAX_ITEM_LIST_LENGTH"]
         return view
 
@@ -295,7 +311,7 @@ class EDTDataset(SequentialDataset):
         return torch.nonzero(train & enough & (from_end % self.max_item_list_len == 0)).squeeze(1)
 
     def for_finetuning(self) -> EDTDataset:
-        """This training part for LLM-EDT's second phase: windows stay, masked rows become a row per target."""
+        """This training part for a second phase: windows stay, masked rows become a row per target."""
         if self.training != "masked":
             return self
         part = copy.copy(self)
@@ -313,11 +329,11 @@ class EDTDataset(SequentialDataset):
     # ---- rows to batches -------------------------------------------------------------------------------------------
 
     def __getitem__(self, index: Any, join: bool = True) -> Interaction:
-        """Rows as one Interaction: RecBole's fields, and for LLM-EDT the targets and the two domains' sequences.
+        """Rows as one Interaction: RecBole's fields, and for a method the targets and the two domains' sequences.
 
         ``item_id_list [B, L]`` is padded on the right to the longest of the batch, or to the maximum length for
         models that need it. In training by sequence ``target_list [B, L]`` holds the next item of each position,
-        in LLM-EDT's training by masking the item of each position.
+        in a method's training by masking the item of each position.
         """
         inter = super().__getitem__(index, join)
         if getattr(self, "phase", None) == "training" and self.training == "pairs":
@@ -394,7 +410,7 @@ class EDTDataset(SequentialDataset):
 
         Raises: DataError if there is no file.
         """
-        table = EmbeddingTable.load(self._vector_file("user_profiles", "uservec"))
+        table = EmbeddingTable.load(self._vector_file("user_profiles", f"{_profile_infix(self.config)}uservec"))
         tokens = self.field2id_token[self.uid_field]
         return torch.from_numpy(table.lookup(tokens)), torch.from_numpy(table.has(tokens))
 
@@ -402,7 +418,10 @@ class EDTDataset(SequentialDataset):
         named = self.config[key]
         path = Path(named) if named else Path(self.dataset_path) / f"{self.dataset_name}.{kind}.safetensors"
         if not path.is_file():
-            raise DataError(f"{path} does not exist: run the stages embed, augment and profile, or set {key}")
+            name = self.config["model"]
+            raise DataError(
+                f"{path} does not exist: run the stages embed, augment and profile with --model={name}, or set {key}"
+            )
         return path
 
 
@@ -441,19 +460,32 @@ class SequenceLoader:
             yield self._dataset[batches[index]]
 
 
+def sees_generated(config: Any) -> bool:
+    """Whether a model is given the inserted rows: as ``use_generated`` says, or as its method does."""
+    chosen, name = config["use_generated"], config["model"]
+    return name in METHODS and METHODS[name].use_generated if chosen is None else bool(chosen)
+
+
+def _profile_infix(config: Any) -> str:
+    """What stands before ``uservec`` in the name of the file with a model's profiles."""
+    method = METHODS.get(config["model"])
+    return infix(config["profiles"] or (method.profiles if method else SRA))
+
+
 def rows_for(config: Any) -> str:
-    """The rows of ``EDTDataset.parts`` that RecBole's runner, or LLM-EDT anywhere, trains on."""
-    if config["model"] != "LLMEDT":
+    """The rows of ``EDTDataset.parts`` that RecBole's runner, or a method anywhere, trains on."""
+    if config["model"] not in METHODS:
         return config["training"] or "sequence"
     return "masked" if config["backbone"] == "BERT4Rec" else "sequence"
 
 
 def artefacts_hash(config: Any) -> str:
     """What a model reads beyond its settings and the raw rows: vectors, profiles and inserted rows; "" if nothing."""
-    if config["model"] != "LLMEDT" and not config["use_generated"]:
+    if config["model"] not in METHODS and not config["use_generated"]:
         return ""
     stem = Path(config["data_path"]) / config["dataset"]
-    files = [Path(f"{stem}.{end}") for end in ("inter", "item", "itemvec.safetensors", "uservec.safetensors")]
+    endings = ("inter", "item", "itemvec.safetensors", f"{_profile_infix(config)}uservec.safetensors")
+    files = [Path(f"{stem}.{end}") for end in endings]
     files += [Path(config[key]) for key in ("item_embeddings", "user_profiles") if config[key]]
     return sha256_of(*(file for file in files if file.is_file()))
 

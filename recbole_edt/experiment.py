@@ -775,11 +775,11 @@ def cost(bench: Bench, rows: Sequence[Row]) -> Outcome:
     n_users = len(pipeline.read(bench.settings).users)
     found = []
     for stage, paid in pipeline.PAPER_USD.items():
-        used = pipeline._counts(bench.settings)[stage].get("used", {})
+        used = pipeline.stage_counts(bench.settings)[stage].get("used", {})
         for kind, one in used.items():
             usd = one["cost_usd"]
             per_user = None if usd is None else usd / n_users
-            printed = paid if (stage == "embed") == (kind == "vectors") else None
+            printed = pipeline.paper_usd(stage, kind)
             tokens = one["prompt_tokens"], one["completion_tokens"]
             found.append((stage, pipeline.WORDS[kind], one["calls"], *tokens, usd, per_user, printed))
         if not used:

@@ -5,6 +5,7 @@ Figures are matplotlib's own objects; nothing here touches ``pyplot``, its state
 
 from __future__ import annotations
 
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -85,9 +86,11 @@ def label(axes: Any, x: str, y: str, title: str = "") -> None:
 
 def legend(axes: Any, title: str | None = None) -> None:
     """A legend to the right of the axes, where it hides nothing; none if nothing has a name."""
-    if axes.get_legend_handles_labels()[0]:
+    handles, names = axes.get_legend_handles_labels()
+    if handles:
+        wrapped = [textwrap.fill(name, 30) for name in names]
         place: Any = {"loc": "upper left", "bbox_to_anchor": (1.01, 1), "borderaxespad": 0}
-        axes.legend(title=title, fontsize=10, frameon=False, **place)
+        axes.legend(handles, wrapped, title=title, fontsize=10, frameon=False, **place)
 
 
 def plain(text: str) -> str:

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import html
 import math
-import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import IO, Any
 
 import numpy as np
 import pandas as pd
+from markupsafe import Markup
 from rich import box
 from rich.console import Console
 from rich.panel import Panel
@@ -26,6 +26,7 @@ from recbole_edt.atomic import TwoDomainData, keep_rows
 from recbole_edt.augment import AugmentConfig, user_representatives
 from recbole_edt.embeddings import EmbeddingTable, item_text
 from recbole_edt.errors import DataError
+from recbole_edt.frame import harmless, render
 from recbole_edt.prompts import FIELDS
 
 PARTS = {split.TRAIN: "training", split.VALID: "validation", split.TEST: "test"}
@@ -40,13 +41,6 @@ FATES = {
     "no vector": "its text could not be embedded",
 }
 """Why a proposal was not kept; any other word is why the request failed."""
-
-# What a terminal or a browser would obey instead of show: controls but line feed and tab, line separators, marks and
-# overrides of direction, invisible characters and tags, halves of surrogate pairs.
-_OBEYED = re.compile(
-    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u00ad\u061c\u180e\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb"
-    "\ud800-\udfff\U000e0000-\U000e007f]"
-)
 
 
 @dataclass(frozen=True)
@@ -178,11 +172,6 @@ def _history(shown: TwoDomainData, speak: np.ndarray) -> Iterator[Row]:
         yield Row(place, domain, str(shown.items[item]), texts[row], part, speaks)
 
 
-def harmless(text: object) -> str:
-    """Text in which every character that would be obeyed stands as its escape, such as ``\\x1b`` or ``\\u202e``."""
-    return _OBEYED.sub(lambda match: match[0].encode("unicode_escape", "surrogatepass").decode("ascii"), str(text))
-
-
 def _title(view: UserView) -> str:
     return f"User {view.user} of {view.dataset}"
 
@@ -264,60 +253,16 @@ def _print_exchange(console: Console, exchange: Exchange) -> None:
 
 # ---- page --------------------------------------------------------------------------------------------------------
 
-_STYLE = """
-:root { color-scheme: light dark; --ink: #1c2430; --soft: #5c6675; --line: #d9dee6; --paper: #fff; --page: #f4f6f9;
-  --a: #0b6fb8; --b: #b4530a; --good: #1a7f4b; --bad: #a4343a; }
-@media (prefers-color-scheme: dark) { :root { --ink: #e4e9f0; --soft: #97a3b4; --line: #323b48; --paper: #1a212b;
-  --page: #11161d; --a: #6bb8f0; --b: #f0a264; --good: #5fcf98; --bad: #f08a8f; } }
-* { box-sizing: border-box; }
-body { margin: 0; background: var(--page); color: var(--ink); font: 16px/1.5 system-ui, sans-serif; }
-main { max-width: 70rem; margin: 0 auto; padding: 1.5rem 1rem 4rem; }
-h1 { font-size: 1.6rem; margin: 0; overflow-wrap: anywhere; }
-h2 { font-size: 1.15rem; margin: 2.2rem 0 .6rem; overflow-wrap: anywhere; }
-p.sub, .soft { color: var(--soft); margin: .2rem 0 .5rem; }
-.card { background: var(--paper); border: 1px solid var(--line); border-radius: 8px; overflow-x: auto; }
-table { border-collapse: collapse; width: 100%; min-width: 44rem; font-size: .92rem; }
-th { text-align: left; color: var(--soft); font-weight: 600; }
-th, td { padding: .4rem .7rem; border-bottom: 1px solid var(--line); vertical-align: top; }
-tr:last-child td { border-bottom: 0; }
-td { overflow-wrap: anywhere; min-width: 3.2rem; }
-td.id { min-width: 9rem; } td.part { white-space: nowrap; }
-td.n { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; color: var(--soft); }
-tr.inserted td, tr.kept td { background: color-mix(in srgb, var(--good) 10%, transparent); }
-tr.held td, tr.out td:last-child { color: var(--soft); }
-.tag { border: 1px solid currentColor; border-radius: 99px; padding: 0 .55em; font-size: .82rem; white-space: nowrap; }
-.a { color: var(--a); } .b { color: var(--b); } .good { color: var(--good); } .bad { color: var(--bad); }
-.bar { display: inline-block; width: 4rem; height: .35rem; margin-left: .6rem; border-radius: 9px;
-  background: var(--line); vertical-align: middle; }
-.bar i { display: block; height: 100%; border-radius: 9px; background: currentColor; }
-details { border-bottom: 1px solid var(--line); padding: .5rem .8rem; }
-details:last-child { border-bottom: 0; }
-summary { cursor: pointer; overflow-wrap: anywhere; }
-pre { white-space: pre-wrap; overflow-wrap: anywhere; background: var(--page); border-radius: 6px; padding: .7rem;
-  margin: .3rem 0 .9rem; font: .85rem/1.45 ui-monospace, monospace; }
-blockquote { margin: 0; padding: 1rem 1.2rem; white-space: pre-wrap; overflow-wrap: anywhere; }
-"""
-
-
 def html_page(view: UserView) -> str:
     """The same as one HTML file that loads nothing and runs nothing."""
-    title = _escaped(_title(view))
     parts = [
-        f"<header><h1>{title}</h1><p class=sub>{_escaped(_summary(view))}</p></header>",
         _section("History", _history_rows(view), "In time order. ● speaks for the user; held-out rows are pale."),
         *(_section(f"Proposed: {name}", _proposal_rows(view, rows), _LEGEND) for name, rows in _directions(view)),
         _section("Profile", f"<blockquote dir=auto>{_escaped(view.profile) or 'none'}</blockquote>"),
     ]
     if view.exchanges:
         parts.append(_section("Prompts and answers", "".join(map(_exchange, view.exchanges))))
-    return (
-        "<!DOCTYPE html>\n<html lang=en>\n<head>\n<meta charset=utf-8>\n"
-        "<meta http-equiv=Content-Security-Policy content=\"default-src 'none'; style-src 'unsafe-inline'\">\n"
-        '<meta name=viewport content="width=device-width, initial-scale=1">\n<meta name=referrer content=no-referrer>\n'
-        f"<title>{title}</title>\n<style>{_STYLE}</style>\n</head>\n<body>\n<main>\n"
-        + "\n".join(parts)
-        + "\n</main>\n</body>\n</html>\n"
-    )
+    return render("user.html", title=_title(view), summary=_summary(view), sections=Markup("\n".join(parts)))
 
 
 _LEGEND = (

@@ -5,12 +5,12 @@ The last part stands in for modules of RecBole's that are slow on a processor: s
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
-from recbole.model.layers import MultiHeadAttention, TransformerEncoder
+from recbole.model.layers import MultiHeadAttention, TransformerEncoder, TransformerLayer
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -160,11 +160,15 @@ class AllPositions:
         self.mixed_precision = bool(config["enable_amp"])
         quicken(self)  # type: ignore[arg-type]
 
+    asked: Tensor | None = None
+    """``[B]`` the one position of each row whose state is wanted; None for all."""
+
     def gather_indexes(self, output: Tensor, gather_index: Tensor) -> Tensor:
         return output
 
-    def get_attention_mask(self, item_seq: Tensor, bidirectional: bool = False) -> None:
-        """None: `CausalEncoder` needs no mask, since padding comes after all that a position may see."""
+    def get_attention_mask(self, item_seq: Tensor, bidirectional: bool = False) -> Tensor | None:
+        """No mask, since padding comes after all that a position may see; only which positions are asked for."""
+        return self.asked
 
     def states(self, item_seq: Tensor, item_seq_len: Tensor) -> Tensor:
         """``[B, L]`` items, ``[B]`` lengths to ``[B, L, H]``; position ``t`` has seen items ``0..t``."""
@@ -173,14 +177,24 @@ class AllPositions:
 
     def forward(self, item_seq: Tensor, item_seq_len: Tensor) -> Tensor:
         """The state at the last item, ``[B, H]``; on a processor rows of like length go together."""
-        if item_seq.device.type != "cpu" or torch.is_grad_enabled():
+        if torch.is_grad_enabled():
             return last_state(self.states(item_seq, item_seq_len), item_seq_len)
+        if item_seq.device.type != "cpu":
+            return self._last_states(item_seq, item_seq_len)
         order = item_seq_len.argsort()
         parts = []
         for rows in order.split(max(1, CHUNK_POSITIONS // item_seq.shape[1])):
             length = item_seq_len[rows]
-            parts.append(last_state(self.states(item_seq[rows, : max(int(length[-1]), 1)], length), length))
+            parts.append(self._last_states(item_seq[rows, : max(int(length[-1]), 1)], length))
         return torch.cat(parts)[order.argsort()]
+
+    def _last_states(self, item_seq: Tensor, item_seq_len: Tensor) -> Tensor:
+        self.asked = item_seq_len.clamp(min=1) - 1
+        try:
+            states = self.states(item_seq, item_seq_len)
+        finally:
+            self.asked = None
+        return states[:, 0] if states.shape[1] == 1 else last_state(states, item_seq_len)
 
 
 class PreNorm:
@@ -283,38 +297,50 @@ class _QuickDropout(torch.autograd.Function):
 class CausalAttention(MultiHeadAttention):
     """RecBole's attention of a sequence to its past, through torch's fused kernels where there are any."""
 
-    def forward(self, input_tensor: Tensor, attention_mask: None = None) -> Tensor:
-        """``[B, L, H]`` to ``[B, L, H]``."""
+    def forward(self, input_tensor: Tensor, asked: Tensor | None = None) -> Tensor:
+        """``[B, L, H]`` to ``[B, L, H]``; or to ``[B, 1, H]``, at the positions ``asked [B]`` alone."""
+        chosen = input_tensor
+        if asked is not None:
+            chosen = input_tensor.gather(1, asked[:, None, None].expand(-1, 1, input_tensor.shape[2]))
         query, key, value = (
-            part(input_tensor).unflatten(-1, (self.num_attention_heads, -1)).transpose(1, 2)
-            for part in (self.query, self.key, self.value)
+            part(x).unflatten(-1, (self.num_attention_heads, -1)).transpose(1, 2)
+            for part, x in ((self.query, chosen), (self.key, input_tensor), (self.value, input_tensor))
         )
-        dropped = self.training and self.attn_dropout.p > 0
-        if dropped and input_tensor.device.type == "cpu":  # torch has no fused kernel with dropout there
-            width = input_tensor.shape[1]
-            future = torch.ones(width, width, dtype=torch.bool).triu(1)
-            scores = (query / self.sqrt_attention_head_size) @ key.transpose(-1, -2)  # [B, heads, L, L]
-            context = self.attn_dropout(scores.masked_fill_(future, -torch.inf).softmax(-1)) @ value
-        else:
-            p = self.attn_dropout.p if dropped else 0.0
-            context = F.scaled_dot_product_attention(query, key, value, dropout_p=p, is_causal=True)
+        context = self._context(query, key, value, asked)
         output = self.out_dropout(self.dense(context.transpose(1, 2).flatten(2)))
-        return self.LayerNorm(output + input_tensor)
+        return self.LayerNorm(output + chosen)
+
+    def _context(self, query: Tensor, key: Tensor, value: Tensor, asked: Tensor | None) -> Tensor:
+        """``[B, heads, L or 1, H / heads]``."""
+        p = self.attn_dropout.p if self.training else 0.0
+        position = torch.arange(key.shape[2], device=key.device)
+        if asked is not None:
+            past = position <= asked[:, None, None, None]
+            return F.scaled_dot_product_attention(query, key, value, past, p)
+        if p == 0 or query.device.type != "cpu":
+            return F.scaled_dot_product_attention(query, key, value, dropout_p=p, is_causal=True)
+        # On a processor torch has no fused kernel with dropout.
+        scores = (query / self.sqrt_attention_head_size) @ key.transpose(-1, -2)  # [B, heads, L, L]
+        scores = scores.masked_fill_(position > position.unsqueeze(1), -torch.inf)
+        return self.attn_dropout(scores.softmax(-1)) @ value
 
 
 class CausalEncoder(TransformerEncoder):
     """RecBole's transformer over sequences padded on the right, a few rows at a time on a processor."""
 
     def forward(
-        self, hidden_states: Tensor, attention_mask: None = None, output_all_encoded_layers: bool = True
+        self, hidden_states: Tensor, asked: Tensor | None = None, output_all_encoded_layers: bool = True
     ) -> list[Tensor]:
-        """``[B, L, H]`` to a list that ends with the last layer's ``[B, L, H]``."""
+        """``[B, L, H]`` to a list that ends with the last layer's ``[B, L, H]``, or ``[B, 1, H]`` where asked for."""
+        if asked is not None and type(self.layer[-1]) is TransformerLayer:
+            return [self.layer[-1](self._through(self.layer[:-1], hidden_states), asked)]
         n_rows, width, _ = hidden_states.shape
         rows = max(1, CHUNK_POSITIONS // width) if hidden_states.device.type == "cpu" else n_rows
-        return [torch.cat([self._layers(part) for part in hidden_states.split(rows)])]
+        return [torch.cat([self._through(self.layer, part) for part in hidden_states.split(rows)])]
 
-    def _layers(self, states: Tensor) -> Tensor:
-        for layer in self.layer:
+    @staticmethod
+    def _through(layers: Iterable[nn.Module], states: Tensor) -> Tensor:
+        for layer in layers:
             states = layer(states, None)
         return states
 

@@ -29,12 +29,13 @@ from recbole.trainer import trainer as recbole_trainer
 from recbole.utils import ModelType, get_model, init_seed
 
 import recbole_edt
-from recbole_edt import atomic, augment, embeddings, profiles, raw, report, split
+from recbole_edt import atomic, augment, card, embeddings, histories, profiles, raw, report, split
+from recbole_edt import recommend as recommending
 from recbole_edt.baselines import SEQUENCE_ROWS, sequence_trained
 from recbole_edt.candidates import CandidateTable
 from recbole_edt.config import RUN_DEFAULTS, Settings, budget_note, model_values, recbole_config
 from recbole_edt.costs import Usage, dollars
-from recbole_edt.dataset import EDTDataset, SequenceLoader, artefacts_hash, eval_loader, rows_for
+from recbole_edt.dataset import EDTDataset, SequenceLoader, artefacts_hash, eval_loader, rows_for, sees_generated
 from recbole_edt.errors import ConfigError, DataError
 from recbole_edt.evaluation import RankCollector, RankEvaluator, read_ranks, standard_groups, write_ranks
 from recbole_edt.files import (
@@ -44,13 +45,11 @@ from recbole_edt.files import (
     sha256_of,
     write_json,
     write_manifest,
-    write_safely,
     write_text,
 )
-from recbole_edt.model import LLMEDT
-from recbole_edt.recommend import load as load_run
+from recbole_edt.methods import DEFAULT, METHODS
 from recbole_edt.split import catalogue_hash
-from recbole_edt.trainer import PhaseConfig, load_weights, trainer_class
+from recbole_edt.trainer import LLMEDTTrainer, PhaseConfig, load_weights, trainer_class
 from recbole_edt.writer import LiveWriter, embedder_identity, llm_identity
 
 Say = Callable[[str], None]
@@ -62,13 +61,16 @@ Opener = Callable[[Settings, Say], LiveWriter]
 
 def prepare(settings: Settings, say: Say) -> None:
     """Two-domain atomic files from a known source, or a check of the user's own."""
-    source, folder, name = settings.prepare.source, settings.folder, settings.dataset
-    outputs = [folder / f"{name}.inter", folder / f"{name}.item"]
-    if source is not None and not is_current(folder / "prepare.json", raw.source_hash(source), outputs):
-        raw.prepare(source, folder, name)
+    config, folder, name = settings.prepare, settings.folder, settings.dataset
+    made = config.source is not None and not raw.is_made(config, folder, name)
+    if made:
+        raw.prepare(config, folder, name, settings.domains)
     data = read(settings)
+    if made:
+        card.write(folder, data)
     if not (split.leave_one_out(data) == split.TEST).any():
-        raise DataError(f"{outputs[0]}: no user has {split.MIN_RAW_ROWS} interactions, so none can be held out")
+        path = folder / f"{name}.inter"
+        raise DataError(f"{path}: no user has {split.MIN_RAW_ROWS} interactions, so none can be held out")
     _check_clusters(settings, data)
     say(f"{name}: {raw.listed(raw.card(data))}")
 
@@ -123,7 +125,7 @@ def augment_data(settings: Settings, say: Say, opened: Opener = LiveWriter) -> N
     data = with_text(settings, table)
     _check_clusters(settings, data)
     folder, name = augmented_folder(settings), settings.augmented
-    outputs = [*_augmented_files(settings), folder / TRACE["augment"]]
+    outputs = [*_augmented_files(settings), folder / AUGMENT_TRACE]
     inputs = _inputs(settings, data, item_vectors(settings), settings.augment)
     manifest = folder / "augment.json"
     if not _is_done(manifest, inputs, outputs, settings):
@@ -133,6 +135,8 @@ def augment_data(settings: Settings, say: Say, opened: Opener = LiveWriter) -> N
             add_vectors(done.data, table, writer).save(augmented_vectors(settings))
             augment.write_trace(done.trace, outputs[-1])
             counts = writer.counted(done.counts)
+        if settings.prepare.source is not None and not settings.data_variant:
+            card.write(settings.folder, data, done.data)
         write_manifest(manifest, "augment", inputs, _shown(settings, settings.augment), counts, outputs)
     for line in _augmentation(read_json(manifest)["counts"], data.domains):
         say(line)
@@ -172,29 +176,42 @@ def _unfit(counts: Mapping[str, Any], way: str) -> str:
 
 
 def profile(settings: Settings, say: Say, opened: Opener = LiveWriter) -> None:
-    """A text per user from the augmented training rows, and its vector."""
-    folder, name = augmented_folder(settings), settings.augmented
-    path, users, trace = folder / f"{name}.uservec.safetensors", folder / f"{name}.user", folder / TRACE["profile"]
+    """A text per user from the training rows, and its vector; once for each kind that the models to train read."""
     data = read_augmented(settings)
     table = embeddings.EmbeddingTable.load(augmented_vectors(settings))
-    inputs = _inputs(settings, data, augmented_vectors(settings), settings.profile)
-    manifest = folder / "profile.json"
+    for kind in settings.profile_kinds:
+        _profile_kind(settings, kind, data, table, say, opened)
+
+
+def _profile_kind(
+    settings: Settings,
+    kind: profiles.ProfileConfig,
+    data: atomic.TwoDomainData,
+    table: embeddings.EmbeddingTable,
+    say: Say,
+    opened: Opener,
+) -> None:
+    folder, infix = augmented_folder(settings), profiles.infix(kind.pipeline)
+    stem = f"{settings.augmented}.{infix}"
+    path, users = folder / f"{stem}uservec.safetensors", folder / f"{stem}user"
+    trace, manifest = folder / f"profile_trace.{infix}jsonl", folder / f"profile.{infix}json"
+    inputs = _inputs(settings, data, augmented_vectors(settings), kind)
     if not _is_done(manifest, inputs, [path, users, trace], settings):
         with opened(settings, say) as writer:
-            done = profiles.profile_users(split.training_rows(data), table, settings.profile, writer)
+            done = profiles.profile_users(split.training_rows(data), table, kind, writer)
             profiles.write_user_file(data.users, done.texts, users)
             profiles.embed_profiles(data.users, done.texts, done.has_profile, writer, path)
             augment.write_trace(done.trace, trace)
             counts = writer.counted(done.counts)
-        shown = _shown(settings, settings.profile)
-        write_manifest(manifest, "profile", inputs, shown, counts, [path, users, trace])
+        write_manifest(manifest, "profile", inputs, _shown(settings, kind), counts, [path, users, trace])
     counts = read_json(manifest)["counts"]
-    say(f"profiles: {counts['profiles']} of {counts['users']} users")
+    name = "profiles" if kind.pipeline == profiles.SRA else f"{kind.pipeline} profiles"
+    say(f"{name}: {counts['profiles']} of {counts['users']} users")
     _say_asked(manifest, "profile", len(data.users), say)
 
 
-TRACE = {"augment": "augment_trace.jsonl", "profile": "profile_trace.jsonl"}
-"""What became of each proposal and of each user, by stage; files beside the augmented data."""
+AUGMENT_TRACE = "augment_trace.jsonl"
+"""What became of each proposal; a file beside the augmented data."""
 
 
 def _is_done(manifest: Path, inputs: str, outputs: Sequence[Path], settings: Settings) -> bool:
@@ -214,7 +231,7 @@ def _say_asked(manifest: Path, stage: str, n_users: int, say: Say) -> None:
         kinds = ", ".join(f"{n} {kind}" for kind, n in counts["failed"].items())
         say(f"{stage}: {sum(counts['failed'].values())} failed ({kinds}); the same command asks for those again")
     for name, used in counts.get("used", {}).items():
-        say(f"{stage}, {WORDS[name]}: {_usage_line(used, n_users, _paper_usd(stage, name))}")
+        say(f"{stage}, {WORDS[name]}: {_usage_line(used, n_users, paper_usd(stage, name))}")
 
 
 WORDS = {"chat": "answers", "vectors": "vectors"}
@@ -231,9 +248,9 @@ def _usage_line(used: Mapping[str, Any], n_users: int, paper: float | None) -> s
     return f"{tokens}; {per_user}" + (f" (paper: {dollars(paper)})" if paper else "")
 
 
-def _paper_usd(stage: str, kind: str) -> float | None:
+def paper_usd(stage: str, kind: str) -> float | None:
     """The paper counts the vectors of items alone, and answers of generation and of profiles."""
-    return PAPER_USD[stage] if (stage == "embed") == (kind == "vectors") else None
+    return PAPER_USD.get(stage) if (stage == "embed") == (kind == "vectors") else None
 
 
 def _inputs(settings: Settings, data: atomic.TwoDomainData, vectors: Path, group: Any) -> str:
@@ -262,7 +279,7 @@ def check_made_with(settings: Settings, data: atomic.TwoDomainData, augmented: a
         "augment": (_inputs(settings, data, item_vectors(settings), settings.augment), settings.augment),
         "profile": (_inputs(settings, augmented, augmented_vectors(settings), settings.profile), settings.profile),
     }
-    manifests = _manifests(settings)
+    manifests = {stage: one for stage, one in stage_manifests(settings).items() if stage in stages}
     for stage, (inputs, group) in stages.items():
         if manifests[stage] and manifests[stage]["inputs_hash"] != inputs:
             configs = manifests[stage]["config"], _shown(settings, group)
@@ -375,7 +392,7 @@ class Experiment:
 def open_experiment(settings: Settings) -> Experiment:
     """Load the augmented data set, fix split and candidates, and name the run directory after them."""
     read_augmented(settings)  # checks the files
-    dataset = EDTDataset(recbole_config(settings, "LLMEDT", settings.augmented, settings.runs_path))
+    dataset = EDTDataset(recbole_config(settings, DEFAULT, settings.augmented, settings.runs_path))
     dataset._change_feat_format()
     return experiment_on(dataset, settings)
 
@@ -491,6 +508,66 @@ def finished_run(experiment: Experiment, name: str) -> Path:
     return run_dir
 
 
+ALL_DATA = "all-data"
+"""Folder, in that of a run, of the same model trained on everything."""
+
+
+def train_on_all(experiment: Experiment, name: str) -> Path:
+    """Train a finished run's model once more on all interactions, for as many epochs as validation chose.
+
+    Nothing can be measured with it any more: there are no ranks, and no command compares it.
+
+    Returns: its folder; a training that is done is not repeated.
+    """
+    run_dir = finished_run(experiment, name)
+    folder = run_dir / ALL_DATA
+    if (folder / "result.json").is_file():
+        return folder
+    values = {**(experiment.settings.model_settings.get(name) or {}), **chosen_epochs(run_dir)}
+    models = {**experiment.settings.model_settings, name: values}
+    settings = dataclasses.replace(experiment.settings, model_settings=models)
+    config = recbole_config(settings, name, settings.augmented, folder)
+    write_text(folder / "config.yaml", yaml.safe_dump(resolved_config(config), allow_unicode=True))
+    init_seed(config["seed"], config["reproducibility"])
+    part = experiment.dataset.for_model(config).everything(sees_generated(config), _rows_of(config, name))
+    train_data, cls = _training(config, name, [part, part, part])
+    model = cls(config, part).to(config["device"])
+    shared = dataclasses.replace(experiment, settings=settings, share_pretraining=False)
+    trainer = make_trainer(shared, config, model, folder, part)
+    with _log_to(folder / "log.txt"):
+        trainer.fit(train_data)
+    measured = ("test", "best_valid", "valid_metric", "candidates", "candidates_hash")
+    validated = {key: value for key, value in read_json(run_dir / "result.json").items() if key not in measured}
+    own = {
+        "trained_on": recommending.EVERYTHING,
+        "settings": model_values(settings, name),
+        "phases": [{**phase, "ended_by": "as many epochs as validation chose"} for phase in trainer.phases],
+        "seconds": sum(row["train_seconds"] for row in trainer.epoch_log),
+        "targets_per_epoch": _n_targets(part),
+        "versions": library_versions(),
+    }
+    write_json(folder / "result.json", {**validated, **own})
+    _remove_leftovers(folder)
+    return folder
+
+
+def chosen_epochs(run_dir: Path) -> dict[str, int]:
+    """Epochs of each phase up to the best validation, by key; fine-tuning that did not help has none.
+
+    Of equals the last counts, as in RecBole's early stopping. Empty for a model without epochs.
+    """
+    path, metric = run_dir / "epochs.csv", read_json(run_dir / "result.json")["valid_metric"]
+    if not path.is_file():
+        return {}
+    best, found = -np.inf, {}
+    for phase, rows in pd.read_csv(path).dropna(subset=[metric]).groupby("phase", sort=False):
+        top = rows[metric].max()
+        n_epochs = int(rows.loc[rows[metric] == top, "epoch"].iloc[-1]) + 1
+        found["finetune_epochs" if phase == "finetune" else "epochs"] = n_epochs if top >= best else 0
+        best = max(best, top)
+    return found
+
+
 def ranks_under(experiment: Experiment, name: str, candidates: str) -> pd.DataFrame:
     """Ranks of a finished run's test targets among other candidates than it was trained with, kept beside its own."""
     run_dir = run_directory(experiment, name)
@@ -518,8 +595,8 @@ def open_run(experiment: Experiment, name: str, run_dir: Path) -> tuple[Any, Any
     init_seed(config["seed"], config["reproducibility"])
     train_data, _, test_data, cls = loaders(experiment, config, name)
     model = cls(config, train_data._dataset).to(config["device"])
-    if name == "LLMEDT":
-        model.start_finetuning()
+    if name in METHODS:
+        model.to_last_phase()
     load_weights(model, config, run_dir / "best.pth")
     return model, make_trainer(experiment, config, model, run_dir, train_data._dataset, trains=False), test_data
 
@@ -533,16 +610,11 @@ def _write_ranks(experiment: Experiment, ranks: pd.DataFrame, path: Path) -> Non
     write_ranks(ranks, path, users, items)
 
 
-def _sees_generated(config: Any) -> bool:
-    chosen = config["use_generated"]
-    return config["model"] == "LLMEDT" if chosen is None else bool(chosen)
-
-
 def resolved_config(config: Any) -> dict[str, Any]:
     """Every setting of a run as plain values, without paths and the machine's device."""
     hidden = {"data_path", "checkpoint_dir", "device", "gpu_id", "use_gpu", "state", "show_progress"}
-    if config["model"] == "LLMEDT":
-        hidden.add("training")  # it always trains on whole sequences
+    if config["model"] in METHODS:
+        hidden.add("training")  # they always train on whole sequences
     plain = {key: value for key, value in config.final_config_dict.items() if key not in hidden}
     return json.loads(json.dumps(plain, default=lambda value: getattr(value, "name", str(value)), sort_keys=True))
 
@@ -605,7 +677,7 @@ def _run(experiment: Experiment, config: Any, name: str, run_dir: Path) -> None:
         "domains": experiment.dataset.domain_names,
         "settings": model_values(experiment.settings, name),
         "rows": part.training,
-        "sees_generated": _sees_generated(config),
+        "sees_generated": sees_generated(config),
         **_training_of(trainer, model),
         "targets_per_epoch": _n_targets(part),
         "best_valid": dict(trainer.best_valid_result or {}),
@@ -619,6 +691,10 @@ def _run(experiment: Experiment, config: Any, name: str, run_dir: Path) -> None:
         "versions": library_versions(),
     }
     write_json(run_dir / "result.json", result)
+    _remove_leftovers(run_dir)
+
+
+def _remove_leftovers(run_dir: Path) -> None:
     # Hidden files are what a kill left of a checkpoint half written.
     for leftover in [run_dir / "last.pth", run_dir / "best.pth.pretrain", *run_dir.glob(".*.pth*")]:
         leftover.unlink(missing_ok=True)
@@ -626,20 +702,30 @@ def _run(experiment: Experiment, config: Any, name: str, run_dir: Path) -> None:
 
 def loaders(experiment: Experiment, config: Any, name: str) -> tuple[Any, Any, Any, type]:
     """Loaders of the three parts, and the model's class, for the rows that this model trains on."""
-    by_sequence = name == "LLMEDT" or (config["training"] == "sequence" and name in SEQUENCE_ROWS)
-    if by_sequence:
-        rows = rows_for(config) if name == "LLMEDT" else SEQUENCE_ROWS[name]
-    else:
-        rows = "prefix" if config["MODEL_TYPE"] == ModelType.SEQUENTIAL else "pairs"
-    train, valid, test = experiment.dataset.for_model(config).parts(_sees_generated(config), rows)
-    if by_sequence:
-        train_data: Any = SequenceLoader(train, config["train_batch_size"], config["seed"])
-        cls = LLMEDT if name == "LLMEDT" else sequence_trained(name)
-    else:
-        sampler = create_samplers(config, train, [train, valid, test])[0]
-        train_data = get_dataloader(config, "train")(config, train, sampler, shuffle=config["shuffle"])
-        cls = get_model(name)
-    return train_data, eval_loader(config, valid), eval_loader(config, test), cls
+    parts = experiment.dataset.for_model(config).parts(sees_generated(config), _rows_of(config, name))
+    train_data, cls = _training(config, name, parts)
+    return train_data, eval_loader(config, parts[1]), eval_loader(config, parts[2]), cls
+
+
+def _rows_of(config: Any, name: str) -> str:
+    """The rows of ``EDTDataset.parts`` that a model trains on."""
+    if _by_sequence(config, name):
+        return rows_for(config) if name in METHODS else SEQUENCE_ROWS[name]
+    return "prefix" if config["MODEL_TYPE"] == ModelType.SEQUENTIAL else "pairs"
+
+
+def _by_sequence(config: Any, name: str) -> bool:
+    return name in METHODS or (config["training"] == "sequence" and name in SEQUENCE_ROWS)
+
+
+def _training(config: Any, name: str, parts: Sequence[EDTDataset]) -> tuple[Any, type]:
+    """Loader of the first of the three parts, and the model's class."""
+    train = parts[0]
+    if _by_sequence(config, name):
+        cls = METHODS[name].load() if name in METHODS else sequence_trained(name)
+        return SequenceLoader(train, config["train_batch_size"], config["seed"]), cls
+    sampler = create_samplers(config, train, parts)[0]
+    return get_dataloader(config, "train")(config, train, sampler, shuffle=config["shuffle"]), get_model(name)
 
 
 def make_trainer(
@@ -649,7 +735,7 @@ def make_trainer(
     with _tensorboard_in(run_dir if trains else None):
         trainer = trainer_class(config["MODEL_TYPE"], config["model"])(config, model)
     trainer.run_dir, trainer.saved_model_file = run_dir, str(run_dir / "best.pth")
-    if experiment.share_pretraining and config["model"] == "LLMEDT":
+    if experiment.share_pretraining and isinstance(trainer, LLMEDTTrainer):
         trainer.shared_pretraining = experiment.folder / f"pretraining-{_pretraining_key(experiment, config)[:8]}.pth"
     device = config["device"]
     trainer.collectors = {
@@ -780,7 +866,7 @@ def compare(settings: Settings, say: Say) -> None:
         results,
         title,
         note,
-        reference="LLMEDT" if "LLMEDT" in settings.models else None,
+        reference=DEFAULT if DEFAULT in settings.models else None,
         settings={name: model_values(settings, name) for name in settings.models},
         versions=library_versions(),
         reproduce=settings.command,
@@ -793,16 +879,29 @@ def compare(settings: Settings, say: Say) -> None:
 
 
 def recommend(settings: Settings, say: Say) -> None:
-    """Top items of each domain for every user, from the trained run of ``model``."""
-    run_dir = finished_run(open_experiment(settings), settings.model)
-    options = settings.recommend
-    path = run_dir / "recommendations.csv"
-    n_users = 0
-    with write_safely(path) as temporary, open(temporary, "w", encoding="utf-8", newline="") as file:
-        for frame in load_run(run_dir).all_users(options.k, options.seen):
-            frame.to_csv(file, index=False, header=n_users == 0)
-            n_users += frame["user"].nunique()
+    """Top items for all users, listed users or new histories, from the trained run of ``model``."""
+    experiment, options = open_experiment(settings), settings.recommend
+    run_dir = finished_run(experiment, settings.model)
+    frames = _recommended(run_dir, settings)  # refuses what is unknown before anything is trained
+    if options.train_on_all:
+        run_dir = train_on_all(experiment, settings.model)
+        say(f"trained on {recommending.EVERYTHING}: {run_dir}")
+        frames = _recommended(run_dir, settings)
+    path = Path(options.output or run_dir / "recommendations.csv")
+    n_users = recommending.write(path, frames)
     say(f"recommendations for {n_users} users: {path}")
+
+
+def _recommended(run_dir: Path, settings: Settings) -> Iterator[pd.DataFrame]:
+    """Frames for those who are asked for."""
+    options, model = settings.recommend, recommending.load(run_dir, settings.data_path)
+    chosen: Any = {"k": options.k, "domain": options.domain, "seen": options.seen}
+    if options.histories:
+        return model.for_histories(histories.read(Path(options.histories), model.item_id), **chosen)
+    listed = None if options.users is None else options.user_list
+    if listed and len(listed) == 1 and listed[0].endswith(".txt"):
+        listed = histories.read_users(Path(listed[0]))
+    return model.all_users(users=listed, **chosen)
 
 
 def title_of(experiment: Experiment) -> str:
@@ -812,7 +911,7 @@ def title_of(experiment: Experiment) -> str:
 
 def _data_section(settings: Settings) -> str:
     """The data card, what augmentation did, and what an LLM was asked, for the report."""
-    counts = {key: value for key, value in _counts(settings)["augment"].items() if not isinstance(value, Mapping)}
+    counts = {key: value for key, value in stage_counts(settings)["augment"].items() if not isinstance(value, Mapping)}
     rows = {**raw.card(read(settings)), **counts}
     lines = [f"| {key.replace('_', ' ')} | {raw.number(value)} |" for key, value in rows.items()]
     heading = ["", "## Data and augmentation", "", "| figure | value |", "|---|---|"]
@@ -823,22 +922,25 @@ def _llm_lines(settings: Settings) -> list[str]:
     """Lines of Markdown: calls, tokens and cost of each stage that asked a model, beside the paper's."""
     n_users = len(read(settings).users)
     lines = []
-    for stage, counts in _counts(settings).items():
+    for stage, counts in stage_counts(settings).items():
         for name, used in counts.get("used", {}).items():
-            lines.append(f"- {stage}, {WORDS[name]}: {_usage_line(used, n_users, _paper_usd(stage, name))}")
+            lines.append(f"- {stage}, {WORDS[name]}: {_usage_line(used, n_users, paper_usd(stage, name))}")
         if counts.get("failed"):
             lines.append(f"- {stage}, failed: {raw.listed(counts['failed'])}")
     return ["", "## Asked of models", "", *lines] if lines else []
 
 
-def _counts(settings: Settings) -> dict[str, dict[str, Any]]:
+def stage_counts(settings: Settings) -> dict[str, dict[str, Any]]:
     """The counts of the stages before training; empty where someone else's program made the files."""
-    return {stage: manifest.get("counts", {}) for stage, manifest in _manifests(settings).items()}
+    return {stage: manifest.get("counts", {}) for stage, manifest in stage_manifests(settings).items()}
 
 
-def _manifests(settings: Settings) -> dict[str, dict[str, Any]]:
-    folders = {"embed": settings.folder, "augment": augmented_folder(settings), "profile": augmented_folder(settings)}
-    paths = {stage: folder / f"{stage}.json" for stage, folder in folders.items()}
+def stage_manifests(settings: Settings) -> dict[str, dict[str, Any]]:
+    """What the stages before training wrote of themselves; empty where someone else's program made the files."""
+    folder = augmented_folder(settings)
+    paths = {"embed": settings.folder / "embed.json", "augment": folder / "augment.json"}
+    for place, pipeline in enumerate(settings.pipelines):
+        paths[f"profile ({pipeline})" if place else "profile"] = folder / f"profile.{profiles.infix(pipeline)}json"
     return {stage: read_json(path) if path.is_file() else {} for stage, path in paths.items()}
 
 
@@ -850,7 +952,7 @@ def about(settings: Settings, models: Sequence[str]) -> str:
 
 def llm_note(settings: Settings) -> str:
     """Which parts a language model did, and which ran without one."""
-    manifests = {stage: one for stage, one in _manifests(settings).items() if "llm" in one.get("config", {})}
+    manifests = {stage: one for stage, one in stage_manifests(settings).items() if "llm" in one.get("config", {})}
     models = {stage: one["config"]["llm"]["model"] + _failures(one["counts"]) for stage, one in manifests.items()}
     items = f"items written by {models['augment']}" if "augment" in models else "items proposed by co-occurrence"
     texts = f"profiles by {models['profile']}" if "profile" in models else "profiles made of telling words"

@@ -1,6 +1,7 @@
 """One text per user on what the user likes in each domain, and its vector (paper section 3.4).
 
-Summarize each group of similar items, reform the imbalance of the domains into words, analyze both together.
+Summarize each group of similar items, reform the imbalance of the domains into words, analyze both together. For
+LLM4CDSR, whose profiles are hierarchical: summarize each group, then write one profile from the summaries.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import numpy as np
 import pandas as pd
 
 from recbole_edt import prompts
-from recbole_edt.atomic import TwoDomainData, sanitize, write_table
+from recbole_edt.atomic import TwoDomainData, keep_rows, sanitize, write_table
 from recbole_edt.embeddings import Embedder, EmbeddingTable, embed_texts, item_text
 from recbole_edt.errors import ConfigError, DataError, choice_faults, whole_number_faults
 from recbole_edt.llm import ChatAnswer, ChatRequest
@@ -44,7 +45,9 @@ TRACE_COLUMNS = ("user", "step", "domain", "items", "text", "failure")
 Spread = tuple[int, int]
 """Bin of the domain ratio and the stronger domain."""
 
-_CHOICES = {"generator": ("offline", "llm"), "pipeline": ("sra", "plain")}
+SRA, HIERARCHICAL, PLAIN = "sra", "hierarchical", "plain"
+PIPELINES = (SRA, HIERARCHICAL, PLAIN)
+_CHOICES = {"generator": ("offline", "llm"), "pipeline": PIPELINES}
 
 
 @dataclass(frozen=True)
@@ -55,8 +58,9 @@ class ProfileConfig:
     """``offline``: telling words of the items, no LLM; ``llm``: a language model writes the profiles (paper)."""
     n_clusters: int = 10
     """Item groups per domain, at least 1 (paper: C = 10)."""
-    pipeline: str = "sra"
-    """``sra``: summarize, reform, analyze (paper); ``plain``: one summary, the paper's ablation w/o S-R-A."""
+    pipeline: str = SRA
+    """``sra``: summarize, reform, analyze (paper); ``hierarchical``: LLM4CDSR's, summaries of raw rows and one profile
+    from them; ``plain``: one summary, the paper's ablation w/o S-R-A."""
     n_words: int = 5
     """Offline: words per summary of a group, at least 1; ``plain`` has this many per cluster as well."""
     seed: int = 42
@@ -70,6 +74,11 @@ class ProfileConfig:
         """Raises: ConfigError listing every fault."""
         if found := self.faults():
             raise ConfigError("\n".join(f"profile.{fault}" for fault in found))
+
+
+def infix(pipeline: str) -> str:
+    """What tells the files of this kind of profiles from those of the default kind, before the last dot or dots."""
+    return "" if pipeline == SRA else f"{pipeline}."
 
 
 class Profiles(NamedTuple):
@@ -88,7 +97,7 @@ class Profiles(NamedTuple):
 def profile_users(
     train: TwoDomainData, table: EmbeddingTable, config: ProfileConfig, writer: Writer | None = None
 ) -> Profiles:
-    """Profiles from augmented training rows.
+    """Profiles from augmented training rows; the hierarchical ones from raw rows alone, as LLM4CDSR has no others.
 
     Args:
         train: training rows only, inserted ones included (``split.training_rows`` of the augmented data).
@@ -108,30 +117,36 @@ def profile_users(
     config.validate()
     if not table.has(train.items).all():
         raise DataError("the embeddings lack items of this data set; embed its items again")
+    train = _rows_of(train, config)
     texts = item_text(train.item_fields)
     counts: dict[str, Any] = {}
     trace: list[tuple[Any, ...]] = []
     if config.generator == "llm":
         profiles, counts, trace = _written(train, table, config, writer)
-    elif config.pipeline == "plain":
+    elif config.pipeline == PLAIN:
         likes = telling_words(texts, train.user, train.item, config.n_words * config.n_clusters)
         likes += [""] * (len(train.users) - len(likes))
         profiles = [f"Likes {words}." if words else "" for words in likes]
     else:
-        profiles = _summarize_reform_analyze(train, table, texts, config)
+        profiles = _composed(train, table, texts, config)
     has_profile = (np.diff(train.offsets) > 0) & np.array([bool(text) for text in profiles])
     counts = {"users": len(profiles), "profiles": int(has_profile.sum())} | counts
     return Profiles(profiles, has_profile, counts, pd.DataFrame(trace, columns=list(TRACE_COLUMNS)))
 
 
-def _summarize_reform_analyze(
+def _rows_of(train: TwoDomainData, config: ProfileConfig) -> TwoDomainData:
+    """The rows that this kind of profiles tells of."""
+    return keep_rows(train, ~train.generated) if config.pipeline == HIERARCHICAL else train
+
+
+def _composed(
     train: TwoDomainData, table: EmbeddingTable, texts: Sequence[str], config: ProfileConfig
 ) -> list[str]:
     groups, _ = group_items(train, table.lookup(train.items), config.n_clusters, config.seed)
     likes = summarize(train, groups, texts, config.n_words)
+    balances = [reform(a, b, train.domains) if config.pipeline == SRA else "" for a, b in _counts(train)]
     return [
-        analyze(reform(a, b, train.domains), likes[0][user], likes[1][user], train.domains)
-        for user, (a, b) in enumerate(_counts(train))
+        analyze(balance, likes[0][user], likes[1][user], train.domains) for user, balance in enumerate(balances)
     ]
 
 
@@ -211,7 +226,8 @@ def profile_requests(
     config.validate()
     if config.generator != "llm":
         return []
-    if config.pipeline == "plain":
+    train = _rows_of(train, config)
+    if config.pipeline == PLAIN:
         return plain_requests(train, latest_items(train, _told_texts(train)), writer)
     return _first_wave(train, table, config, writer).requests
 
@@ -232,7 +248,7 @@ def _first_wave(train: TwoDomainData, table: EmbeddingTable, config: ProfileConf
     item_group, distance = group_items(train, table.lookup(train.items), config.n_clusters, config.seed)
     calls = calls_of(user_groups(train, item_group, texts))
     of_user = user_spreads(train)
-    spreads = sorted({of_user[user] for user, _ in calls})
+    spreads = sorted({of_user[user] for user, _ in calls}) if config.pipeline == SRA else []
     examples = [typical_items(train, item_group, distance, texts, domain) for domain in (0, 1)]
     requests = [
         *summarize_requests(train, calls, writer),
@@ -247,7 +263,7 @@ def _written(
     """Profiles, counts and trace of a language model."""
     if writer is None:
         raise ConfigError("profile.generator: 'llm' needs a language model; pass a writer or choose offline")
-    if config.pipeline == "plain":
+    if config.pipeline == PLAIN:
         items = latest_items(train, _told_texts(train))
         requests = plain_requests(train, items, writer)
         answers = writer.ask(requests, "writing profiles")
@@ -258,11 +274,16 @@ def _written(
     told, reformed = answers[: len(first.calls)], answers[len(first.calls) :]
     likes, trace = _likes(train, first.calls, told)
     balance, reform_trace = _reformed(train, first.spreads, reformed)
-    later = writer.ask(analyze_requests(train, likes, balance, writer), "writing profiles")
-    profiles, profile_trace = _profiles(train, likes, later, "analyze")
+    if config.pipeline == SRA:
+        step, requests = "analyze", analyze_requests(train, likes, balance, writer)
+    else:
+        step, requests = "compose", compose_requests(train, likes, writer)
+    later = writer.ask(requests, "writing profiles")
+    profiles, profile_trace = _profiles(train, likes, later, step)
     n_asked = len({user for user, _ in first.calls})
     counts = _outcomes(train, n_asked, profiles, [*answers, *later])
-    counts["reform_fallbacks"] = sum(bool(row[-1]) for row in reform_trace)
+    if config.pipeline == SRA:
+        counts["reform_fallbacks"] = sum(bool(row[-1]) for row in reform_trace)
     return profiles, counts, trace + reform_trace + profile_trace
 
 
@@ -382,6 +403,13 @@ def analyze_requests(
     return [
         prompts.analyze(writer, own, balance[spreads[user]], train.domains, f"{train.users[user]}: profile")
         for user, own in likes.items()
+    ]
+
+
+def compose_requests(train: TwoDomainData, likes: Likes, writer: Writer) -> list[ChatRequest]:
+    """LLM4CDSR's second step: a profile from the summaries of both domains."""
+    return [
+        prompts.compose(writer, own, train.domains, f"{train.users[user]}: profile") for user, own in likes.items()
     ]
 
 

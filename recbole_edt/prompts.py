@@ -27,6 +27,7 @@ VARIABLES: dict[str, tuple[str, ...]] = {
     "summarize": ("domain_a", "domain_b", "groups", "keys"),
     "reform": ("major", "minor", "examples_major", "examples_minor", "balance"),
     "analyze": ("domain_a", "domain_b", "preferences", "balance"),
+    "compose": ("domain_a", "domain_b", "preferences"),
     "plain": ("domain_a", "domain_b", "items"),
 }
 """The templates and what each must speak of."""
@@ -355,13 +356,30 @@ def analyze(
         domains: names.
         tag: for people.
     """
+    values = _preferences(preferences, domains) | {"balance": quote(balance, MAX_BALANCE)}
+    return _request(writer, "analyze", tag, {"profile": _text(MAX_PROFILE)}, values)
+
+
+def compose(writer: Writer, preferences: Sequence[Sequence[str]], domains: tuple[str, str], tag: str) -> ChatRequest:
+    """Ask for a profile from the summaries of both domains alone (LLM4CDSR's hierarchical profiling).
+
+    Args:
+        writer: whose templates are used.
+        preferences: for each domain a text per group, the largest group first.
+        domains: names.
+        tag: for people.
+    """
+    return _request(writer, "compose", tag, {"profile": _text(MAX_PROFILE)}, _preferences(preferences, domains))
+
+
+def _preferences(preferences: Sequence[Sequence[str]], domains: tuple[str, str]) -> dict[str, str]:
+    """The variables for names of domains and texts on their groups."""
     names = _domains(domain_a=domains[0], domain_b=domains[1])
     parts = [
         f"In the domain {name}:\n{listed(texts, MAX_PREFERENCE) if texts else 'nothing is known'}"
         for name, texts in zip(names.values(), preferences, strict=True)
     ]
-    values = {"preferences": "\n\n".join(parts), "balance": quote(balance, MAX_BALANCE)}
-    return _request(writer, "analyze", tag, {"profile": _text(MAX_PROFILE)}, values | names)
+    return {"preferences": "\n\n".join(parts), **names}
 
 
 def plain(writer: Writer, items: Sequence[tuple[int, str]], domains: tuple[str, str], tag: str) -> ChatRequest:
@@ -380,5 +398,5 @@ def plain(writer: Writer, items: Sequence[tuple[int, str]], domains: tuple[str, 
 
 
 def parse_profile(value: Mapping[str, Any]) -> str:
-    """The text of an answer to ``analyze`` or ``plain``."""
+    """The text of an answer to ``analyze``, ``compose`` or ``plain``."""
     return clean(value["profile"], MAX_PROFILE)

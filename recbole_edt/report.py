@@ -483,7 +483,7 @@ def significance_table(tests: pd.DataFrame, reference: str, metric: str) -> Resu
 
 def models_table(runs: Sequence[ModelResult]) -> ResultTable:
     """How each model was trained."""
-    time = Column("training time (s)", decimals=0)
+    time = Column("training time (s)", decimals=1)
     columns = ("model", "parameters", "epochs", "best epoch", "ended by", time, "note")
     rows = tuple(
         (
@@ -652,7 +652,8 @@ def _draw_run(axes: Any, run: ModelResult, column: str, style: Mapping[str, Any]
 
 
 def _name_phase(axes: Any, x: float, text: str) -> None:
-    place = {"xycoords": ("data", "axes fraction"), "xytext": (4, 4), "textcoords": "offset points"}
+    height = 4 + 11 * len(axes.texts)  # one above the other
+    place = {"xycoords": ("data", "axes fraction"), "xytext": (4, height), "textcoords": "offset points"}
     axes.annotate(figures.plain(text), (x, 0), va="bottom", fontsize=8, color="#333333", **place)
 
 

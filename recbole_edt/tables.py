@@ -1,4 +1,4 @@
-"""One table of results, kept as values: to and from JSON, and shown as Markdown, CSV, LaTeX (booktabs) or HTML.
+"""One table of results, kept as values: to and from JSON, and shown as Markdown, CSV or LaTeX (booktabs).
 
 Names and texts in it may come from data and are never trusted: each form escapes what it would obey.
 """
@@ -131,6 +131,11 @@ class ResultTable:
         top = np.where(np.isnan(scores), -np.inf, scores).max(axis, keepdims=True, initial=-np.inf)
         return (scores == top) & compared
 
+    def is_numeric(self, place: int) -> bool:
+        """Whether the column at this place holds numbers or pairs of them, and nothing else."""
+        values = [row[place] for row in self.rows if row[place] is not None]
+        return bool(values) and not any(isinstance(value, (str, bool)) for value in values)
+
     # ---- files -----------------------------------------------------------------------------------------------
 
     def to_json(self) -> str:
@@ -179,12 +184,13 @@ class ResultTable:
 
     def latex(self) -> str:
         """A table with booktabs' rules, ready to paste; needs ``\\usepackage{booktabs}``."""
-        aligned = "".join("r" if _is_numeric(self, place) else "l" for place in range(len(self.columns)))
+        aligned = "".join("r" if self.is_numeric(place) else "l" for place in range(len(self.columns)))
         lines = [r"\begin{table}", r"\centering", rf"\caption{{{escape_latex(self.title)}}}"]
         lines += [rf"\label{{tab:{re.sub(r'[^A-Za-z0-9-]+', '-', self.name)}}}"]
         lines += [rf"\begin{{tabular}}{{{aligned}}}", r"\toprule", *_latex_groups(self.columns)]
         lines += [_latex_row(escape_latex(column.name) for column in self.columns), r"\midrule"]
-        lines += [_latex_row(row) for row in _marked(self, escape_latex, r"\textbf{{{}}}")]
+        for row, values in zip(_marked(self, escape_latex, r"\textbf{{{}}}"), self.rows, strict=True):
+            lines.append(_latex_row(map(_with_minus, row, values)))
         lines += [r"\bottomrule", r"\end{tabular}"]
         if self.note:
             lines += [r"\par\smallskip", rf"{{\footnotesize {escape_latex(self.note)}}}"]
@@ -275,11 +281,6 @@ def _column(decimals: Any = None, **texts: Any) -> Column:
     return Column(decimals=decimals, **texts)
 
 
-def _is_numeric(table: ResultTable, place: int) -> bool:
-    values = [row[place] for row in table.rows if row[place] is not None]
-    return bool(values) and not any(isinstance(value, (str, bool)) for value in values)
-
-
 def _marked(table: ResultTable, escape: Any, bold: str) -> Iterator[list[str]]:
     """Escaped cells, the best of them in bold."""
     for row, best in zip(table.shown(), table.best(), strict=True):
@@ -318,6 +319,11 @@ def _latex_groups(columns: Sequence[Column]) -> list[str]:
         rules += [rf"\cmidrule(lr){{{first}-{first + width - 1}}}"] if name else []
         first += width
     return [_latex_row(cells), "".join(rules)]
+
+
+def _with_minus(text: str, value: Value) -> str:
+    """The cell of a number with minus signs for hyphens."""
+    return text if isinstance(value, str) else re.sub(r"-(?=\d)", "$-$", text)
 
 
 def _latex_row(cells: Any) -> str:

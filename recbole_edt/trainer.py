@@ -10,7 +10,7 @@ import random
 import time
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +29,10 @@ from recbole_edt.dataset import SequenceLoader
 from recbole_edt.errors import ConfigError, DataError
 from recbole_edt.files import write_text
 from recbole_edt.layers import PreNormLayer
+from recbole_edt.methods import METHODS, named
 from recbole_edt.model import STATE
 from recbole_edt.split import TRAIN
+from recbole_edt.two_domain import read_settings
 
 # Frozen states of fine-tuning are kept in memory up to this size, and else computed for each batch.
 STATE_CACHE_BYTES = 2**31
@@ -53,17 +55,18 @@ class PhaseConfig:
 
         Raises: ConfigError listing every value that is out of range.
         """
-        phase = cls(**{f.name: config[f.name] for f in fields(cls) if config[f.name] is not None})
-        faults = []
-        if not phase.finetune_learning_rate > 0:
-            faults.append(f"finetune_learning_rate: {phase.finetune_learning_rate!r} is not above 0")
+        return read_settings(cls, config)
+
+    def faults(self) -> list[str]:
+        """What is wrong with these values, one sentence each."""
+        found = []
+        if not self.finetune_learning_rate > 0:
+            found.append(f"finetune_learning_rate: {self.finetune_learning_rate!r} is not above 0")
         for key in ("finetune_epochs", "finetune_stopping_step"):
-            value = getattr(phase, key)
+            value = getattr(self, key)
             if not isinstance(value, int) or value < 0:
-                faults.append(f"{key}: {value!r} is not a whole number of at least 0")
-        if faults:
-            raise ConfigError("; ".join(faults))
-        return phase
+                found.append(f"{key}: {value!r} is not a whole number of at least 0")
+        return found
 
 
 def random_state() -> dict[str, Any]:
@@ -108,6 +111,9 @@ class ResumableTraining:
         self.epoch_log: list[dict[str, Any]] = []
         self.phases: list[dict[str, str]] = []
         self.bar: Any = tqdm(disable=True)
+        if config["reproducibility"] and self.device.type == "cuda":
+            # RecBole sees to cuDNN alone; sums into an index would still differ from run to run.
+            torch.use_deterministic_algorithms(True, warn_only=True)
         if config["compile"]:
             compile_layers(model)
 
@@ -305,8 +311,10 @@ def resumable(trainer: type) -> type:
 
 
 def trainer_class(model_type: Any, name: str) -> type:
-    """LLM-EDT's trainer, or RecBole's for ``name`` with exact resume."""
-    return LLMEDTTrainer if name == "LLMEDT" else resumable(get_trainer(model_type, name))
+    """A method's own trainer, or RecBole's for ``name`` with exact resume."""
+    if name in METHODS and METHODS[name].trainer:
+        return named(METHODS[name].trainer)
+    return resumable(get_trainer(model_type, name))
 
 
 class FrozenStates:

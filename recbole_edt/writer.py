@@ -214,7 +214,7 @@ class Rehearsal(_Stored):
         super().__init__(settings, lambda line: None)
         self.longest, self.texts = longest, "items"
         self.steps: dict[str, Estimate] = {}
-        self._counted: set[str] = set()
+        self._counted: set[Any] = set()  # questions and texts: one that two steps share is sent once
         self._stand_in: Embedder | None = None
         self._words = itertools.count()
 
@@ -222,14 +222,16 @@ class Rehearsal(_Stored):
         """Stored answers, and made-up ones for the rest."""
         found = self.chat.cached(requests)
         answers = [answer or self._made_up(one) for one, answer in zip(requests, found, strict=True)]
+        new = [
+            (one, made, stored)
+            for one, made, stored in zip(requests, answers, found, strict=True)
+            if (one.template, repr(one.messages)) not in self._counted
+        ]
+        self._counted.update((one.template, repr(one.messages)) for one, _, _ in new)
         for template in dict.fromkeys(one.template for one in requests):
-            asked = [one for one in requests if one.template == template]
-            made_up = [
-                made
-                for one, made, stored in zip(requests, answers, found, strict=True)
-                if one.template == template and stored is None
-            ]
-            self._add(template, self.chat, self.chat.plan(asked), [made.text for made in made_up])
+            asked = [one for one, _, _ in new if one.template == template]
+            made_up = [made.text for one, made, stored in new if one.template == template and stored is None]
+            self._add(template, self.chat, self.chat.plan(asked), made_up)
         return answers
 
     def embed(self, texts: Sequence[str]) -> np.ndarray:

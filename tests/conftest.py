@@ -9,10 +9,17 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("GOMP_SPINCOUNT", "0")
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from local_llm import local_llm  # noqa: F401  (a fixture)
+from recbole.data.interaction import Interaction
+
+from recbole_edt import config, pipeline
+from recbole_edt.dataset import DOMAIN_SEQ, DOMAIN_SEQ_LEN, LAST_WINDOW, TARGET_SEQ
+from recbole_edt.methods import METHODS
 
 WORDS = {
     "food": ["tea", "honey", "coffee", "pasta", "rice", "olive", "pepper", "sugar", "bean", "soup"],
@@ -48,6 +55,55 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     write_tiny(tmp_path / "atomic_files", "tiny")
     return tmp_path
+
+
+@pytest.fixture(scope="session")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of data sets with ``tiny``, and all that the stages before training make of it for every method."""
+    folder = tmp_path_factory.mktemp("prepared")
+    write_tiny(folder, "tiny")
+    settings = config.load("tiny", [], {**QUICK, "models": [*METHODS], "data_path": str(folder)})
+    for stage in ("embed", "augment", "profile"):
+        pipeline.STAGES[stage](settings, lambda line: None)
+    return folder
+
+
+@pytest.fixture
+def opener(prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """A function from a method and keys to one that opens it with further keys: model, training and test loader."""
+    monkeypatch.chdir(tmp_path)
+
+    def make(model: str, **quick):
+        def settings(**keys):
+            return config.load("tiny", [], {**QUICK, **quick, "data_path": str(prepared), "model": model, **keys})
+
+        def open_model(**keys):
+            experiment = pipeline.open_experiment(settings(**keys))
+            view = config.recbole_config(experiment.settings, model, "tiny-edt", tmp_path / "saved")
+            train_data, _, test_data, cls = pipeline.loaders(experiment, view, model)
+            torch.manual_seed(0)
+            return cls(view, train_data._dataset), train_data, test_data
+
+        return open_model
+
+    return make
+
+
+def one_sequence(model: Any, items: list[int], targets: list[int]) -> Interaction:
+    """A batch of one user with the domains' own sequences, as the data set makes it."""
+    fields = {
+        "user_id": torch.tensor([1]),
+        "item_id": torch.tensor([targets[-1]]),
+        "item_id_list": torch.tensor([items]),
+        "item_length": torch.tensor([len(items)]),
+        TARGET_SEQ: torch.tensor([targets]),
+        LAST_WINDOW: torch.tensor([True]),
+    }
+    for d in (0, 1):
+        own = [i for i in items if model.item_domain[i] == d + 1]
+        fields[DOMAIN_SEQ[d]] = torch.tensor([own or [0]])
+        fields[DOMAIN_SEQ_LEN[d]] = torch.tensor([len(own)])
+    return Interaction(fields)
 
 
 # Settings under which a run on the tiny data set takes a second or two.

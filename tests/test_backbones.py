@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 from pathlib import Path
 
@@ -12,13 +13,14 @@ import recbole.model.sequential_recommender as recbole_models
 import torch
 from conftest import QUICK, write_tiny
 from recbole.model.abstract_recommender import SequentialRecommender
+from recbole.model.layers import MultiHeadAttention, TransformerEncoder
 from recbole.utils import get_model
 
 from recbole_edt import backbones, config, pipeline
 from recbole_edt.backbones import BACKBONES, MASKED, NO_BACKBONE, build_backbone, item_encoder
 from recbole_edt.dataset import LAST_WINDOW, TARGET_SEQ, EDTDataset
 from recbole_edt.errors import ConfigError
-from recbole_edt.layers import AllPositions, last_state
+from recbole_edt.layers import AllPositions, CausalAttention, CausalEncoder, last_state
 from recbole_edt.trainer import FrozenStates, finetuning_loader
 
 CAUSAL = [name for name in BACKBONES if name != MASKED]
@@ -137,10 +139,14 @@ def backbone(name: str, tmp_path: Path, **keys) -> torch.nn.Module:
 
 
 def stock_states(model: torch.nn.Module, *arguments: torch.Tensor) -> torch.Tensor:
-    """What RecBole's class computes on the same weights, without any base of ours."""
+    """What RecBole's class computes on the same weights, without any base or module of ours."""
     cls = get_model(type(model).__name__)
     plain = cls.__new__(cls)
-    plain.__dict__.update(model.__dict__)
+    plain.__dict__.update(copy.deepcopy(model).__dict__)
+    for module in plain.modules():
+        for own, recboles in ((CausalEncoder, TransformerEncoder), (CausalAttention, MultiHeadAttention)):
+            if type(module) is own:
+                module.__class__ = recboles
     return cls.forward(plain, *arguments)
 
 
@@ -149,8 +155,10 @@ def test_the_last_of_all_states_is_the_stock_models_output(name, tmp_path):
     model = backbone(name, tmp_path)
     item_seq, length = torch.tensor([[3, 4, 5, 6, 0], [7, 8, 0, 0, 0]]), torch.tensor([4, 2])
     expected = stock_states(model, item_seq, length)
-    assert torch.equal(model(item_seq, length), expected)
-    assert torch.equal(last_state(model.states(item_seq, length), length), expected)
+    torch.testing.assert_close(model(item_seq, length), expected, atol=1e-6, rtol=0)
+    torch.testing.assert_close(last_state(model.states(item_seq, length), length), expected, atol=1e-6, rtol=0)
+    with torch.no_grad():
+        torch.testing.assert_close(model(item_seq, length), expected, atol=1e-6, rtol=0)
 
 
 def test_the_last_of_nextitnets_states_is_the_stock_models_output_where_that_reads_no_padding(tmp_path):
@@ -260,24 +268,11 @@ def test_the_mask_token_has_a_learnt_vector_of_its_own_and_every_item_its_usual_
 
 
 @pytest.fixture
-def ready(workplace):
+def ready(opener):
     """A function that opens LLM-EDT with a backbone on the tiny data set: model and loaders."""
-
-    def settings(**keys):
-        quick = {**QUICK, "attn_dropout_prob": 0.0, "hidden_dropout_prob": 0.0, "dropout_prob": 0.0}
-        return config.load("tiny", [], {**quick, "dilations": [1], "block_num": 2, **keys})
-
-    for stage in ("embed", "augment", "profile"):
-        pipeline.STAGES[stage](settings(), lambda line: None)
-
-    def open_model(name, **keys):
-        experiment = pipeline.open_experiment(settings(backbone=name, **keys))
-        view = config.recbole_config(experiment.settings, "LLMEDT", "tiny-edt", workplace / "saved")
-        train_data, valid_data, test_data, cls = pipeline.loaders(experiment, view, "LLMEDT")
-        torch.manual_seed(0)
-        return cls(view, train_data._dataset), train_data, test_data
-
-    return open_model
+    no_dropout = dict.fromkeys(("attn_dropout_prob", "hidden_dropout_prob", "dropout_prob"), 0.0)
+    open_model = opener("LLMEDT", **no_dropout, dilations=[1], block_num=2)
+    return lambda name, **keys: open_model(backbone=name, **keys)
 
 
 @pytest.mark.parametrize("name, norm_first", [*((name, False) for name in BACKBONES), ("SASRec", True), (MASKED, True)])

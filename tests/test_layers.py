@@ -130,14 +130,14 @@ def test_last_state_takes_the_state_at_the_last_item():
     assert last_state(states, torch.tensor([1, 3])).tolist() == [[0, 1], [10, 11]]
 
 
-# ---- instead of RecBole's: the same results --------------------------------------------------------------------------
-
-
 class FewItems:
     item_domain = torch.ones(20, dtype=torch.long)
 
     def num(self, field: str) -> int:
         return 20
+
+
+# ---- instead of RecBole's: the same results --------------------------------------------------------------------------
 
 
 def pair_of_backbones(tmp_path, **keys) -> tuple[torch.nn.Module, torch.nn.Module]:

@@ -128,6 +128,7 @@ def test_other_held_out_interactions_change_no_question(place, server):
         ({"augment__generator": "offline"}, {"summarize", "reform", "analyze"}),
         ({"profile__generator": "offline", "embed__embedder": "wordllama"}, {"generate"}),
         ({"profile__pipeline": "plain", "augment__generated_items": "catalog"}, {"generate", "plain"}),
+        ({"profile__pipeline": "hierarchical", "augment__generator": "offline"}, {"summarize", "compose"}),
     ],
 )
 def test_each_part_may_be_offline(place, server, generators, questions):
@@ -222,6 +223,28 @@ def test_a_dry_run_sends_and_writes_nothing_and_its_ranges_hold(place, server, c
     assert run(["--dry-run", *given]) == 0
     again = cells(capsys.readouterr().out)
     assert again["total"]["calls"] == again["total"]["prompt tokens"] == "0"
+
+
+def test_two_kinds_of_profiles_are_foreseen_asked_once_and_inspected(place, server, capsys):
+    given = arguments(server.url, models="LLMEDT,LLM4CDSR", augment__generator="offline")
+    stages(given, "prepare", "embed")
+    capsys.readouterr()
+    assert run(["--dry-run", *given]) == 0
+    foreseen = cells(capsys.readouterr().out)
+    stages(given, "augment", "profile")
+    with AnswerStore(Path("atomic_files/llm_cache.sqlite")) as store:
+        asked = {row["template"].partition("@")[0]: row["answers"] for row in store.stats() if row["kind"] == "chat"}
+    assert set(asked) == {"summarize", "reform", "analyze", "compose"}
+    assert N_USERS < asked["summarize"] < 2 * N_USERS  # those of users without inserted rows serve both
+    for step, calls in asked.items():
+        assert number(foreseen[step]["calls"]) == (calls, calls), step
+    assert counts("profile")["profiles"] == counts("profile.hierarchical")["profiles"] == N_USERS
+    n_calls = server.n_calls
+    stages(given)
+    assert run(["inspect", "--user=u1", *given]) == 0
+    page = Path("atomic_files/tiny-edt/inspect/u1.html").read_text(encoding="utf-8")
+    assert "one comprehensive profile" in page and "How the activity is spread" in page
+    assert server.n_calls == n_calls
 
 
 def test_the_dry_run_of_the_readme_works_before_any_stage(tmp_path, monkeypatch, capsys):

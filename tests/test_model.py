@@ -5,12 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from conftest import QUICK
+from conftest import one_sequence
 from hypothesis import given
 from hypothesis import strategies as st
-from recbole.data.interaction import Interaction
 
-from recbole_edt import config, pipeline
 from recbole_edt.dataset import DOMAIN_SEQ, DOMAIN_SEQ_LEN, LAST_WINDOW, TARGET_SEQ
 from recbole_edt.errors import ConfigError
 from recbole_edt.layers import last_state
@@ -18,23 +16,9 @@ from recbole_edt.model import LLMEDT, ModelSettings
 
 
 @pytest.fixture
-def ready(workplace):
-    """The tiny data set through every stage before training; a function that opens a model with other keys."""
-
-    def settings(**keys):
-        return config.load("tiny", [], {**QUICK, "attn_dropout_prob": 0.0, "hidden_dropout_prob": 0.0, **keys})
-
-    for stage in ("embed", "augment", "profile"):
-        pipeline.STAGES[stage](settings(), lambda line: None)
-
-    def open_model(**keys):
-        experiment = pipeline.open_experiment(settings(**keys))
-        view = config.recbole_config(experiment.settings, "LLMEDT", "tiny-edt", workplace / "saved")
-        train_data, valid_data, test_data, cls = pipeline.loaders(experiment, view, "LLMEDT")
-        torch.manual_seed(0)
-        return cls(view, train_data._dataset), train_data, test_data
-
-    return open_model
+def ready(opener):
+    """A function that opens LLM-EDT with other keys."""
+    return opener("LLMEDT", attn_dropout_prob=0.0, hidden_dropout_prob=0.0)
 
 
 def log_sigmoid(x: np.ndarray) -> np.ndarray:
@@ -99,23 +83,6 @@ def test_a_batch_with_one_profile_has_no_alignment_term(ready):
     batch = next(iter(train_data))
     model.has_profile[batch["user_id"][0]] = True
     assert model.calculate_loss(batch)[1].item() == 0.0
-
-
-def one_sequence(model: LLMEDT, items: list[int], targets: list[int]) -> Interaction:
-    """A batch of one user with the domains' own sequences, as the data set makes it."""
-    fields = {
-        "user_id": torch.tensor([1]),
-        "item_id": torch.tensor([targets[-1]]),
-        "item_id_list": torch.tensor([items]),
-        "item_length": torch.tensor([len(items)]),
-        TARGET_SEQ: torch.tensor([targets]),
-        LAST_WINDOW: torch.tensor([True]),
-    }
-    for d in (0, 1):
-        own = [i for i in items if model.item_domain[i] == d + 1]
-        fields[DOMAIN_SEQ[d]] = torch.tensor([own or [0]])
-        fields[DOMAIN_SEQ_LEN[d]] = torch.tensor([len(own)])
-    return Interaction(fields)
 
 
 def finetuned(model: LLMEDT) -> LLMEDT:

@@ -330,6 +330,28 @@ class TestLanguageModel:
         found, writer = self.run(answer=silent, pipeline="plain")
         assert found.texts == [""] * 4 and found.trace["failure"].tolist() == ["no text"] * 3
 
+    def test_hierarchical_profiles_are_made_of_the_summaries_alone(self):
+        found, writer = self.run(pipeline="hierarchical")
+        assert found.texts == [
+            "likes green tea & likes rye bread & likes iron pan",
+            "likes green tea & likes iron pan",
+            "",
+            "likes iron pan & likes kettle",
+        ]
+        assert writer.waves == [3, 3]  # three summaries, then three profiles
+        assert [request.template for request in writer.asked] == ["summarize@1"] * 3 + ["compose@1"] * 3
+        assert found.counts["asked"] == 6 and "reform_fallbacks" not in found.counts
+        assert found.trace["step"].tolist()[-3:] == ["compose"] * 3
+        found, _ = self.run(pipeline="hierarchical", answer=self.failing("u1: profile"))
+        assert found.counts["failed"] == {"refused": 1} and found.counts["users_failed"] == 1
+
+    def test_hierarchical_profiles_know_nothing_of_inserted_rows(self):
+        found, writer = self.run("f1 *k3", "*f1", pipeline="hierarchical")
+        _, raw = self.run("f1", "", pipeline="hierarchical")
+        assert found.texts == ["likes green tea", ""] and writer.asked == raw.asked
+        offline, has = profile(data_of("f1 *k3", "*f1"), pipeline="hierarchical")
+        assert offline == ["In food: green, tea.", ""] and has.tolist() == [True, False]
+
     def test_the_plain_pipeline_asks_once_per_user(self):
         found, writer = self.run(pipeline="plain")
         assert writer.waves == [3] and {request.template for request in writer.asked} == {"plain@1"}
@@ -358,7 +380,7 @@ class TestLanguageModel:
 
     def test_users_without_a_text_are_not_asked(self):
         data = dataset(["f1 k1"], titles={"f1": "", "k1": "\u200b"})
-        for pipeline in ("sra", "plain"):
+        for pipeline in profiles.PIPELINES:
             writer = ScriptedWriter(answer)
             found = profile_users(data, table_of(data, np.eye(2)), ProfileConfig("llm", 2, pipeline), writer)
             assert writer.asked == [] and found.counts["users_not_asked"] == 1 and not found.has_profile.any()
@@ -370,7 +392,7 @@ class TestLanguageModel:
 
     def test_what_will_be_asked_first_can_be_had_without_asking(self):
         data = data_of(*self.rows)
-        for pipeline in ("sra", "plain"):
+        for pipeline in profiles.PIPELINES:
             _, asking = self.run(pipeline=pipeline)
             config, writer = ProfileConfig("llm", 2, pipeline), ScriptedWriter(None)
             requests = profile_requests(data, table_of(data, VECTORS), config, writer)
@@ -381,7 +403,7 @@ class TestLanguageModel:
     @given(
         st.lists(st.lists(st.sampled_from(sorted(TITLES)), min_size=1, max_size=6), min_size=1, max_size=5),
         st.randoms(use_true_random=False),
-        st.sampled_from(["sra", "plain"]),
+        st.sampled_from(profiles.PIPELINES),
     )
     def test_held_out_rows_change_no_prompt(self, histories, random, pipeline):
         data = data_of(*[" ".join(history) for history in histories])

@@ -22,6 +22,7 @@ REQUESTS = {
     "summarize": prompts.summarize(WRITER, [Group(0, 1, ["tea"]), Group(1, 2, ["pan", "pot"])], DOMAINS, "u0"),
     "reform": prompts.reform(WRITER, "More in food.", *DOMAINS, [["tea"], ["pan"]]),
     "analyze": prompts.analyze(WRITER, [["likes tea"], []], "More in food.", DOMAINS, "u0"),
+    "compose": prompts.compose(WRITER, [["likes tea"], []], DOMAINS, "u0"),
     "plain": prompts.plain(WRITER, [(0, "tea"), (1, "pan")], DOMAINS, "u0"),
 }
 
@@ -200,6 +201,7 @@ class TestUntrustedText:
             prompts.summarize(WRITER, [Group(1, 1, [self.ATTACK])], ("food", self.ATTACK), "tag"),
             prompts.reform(WRITER, self.ATTACK, self.ATTACK, "kitchen", [[self.ATTACK], []]),
             prompts.analyze(WRITER, [[self.ATTACK], [self.ATTACK]], self.ATTACK, DOMAINS, "tag"),
+            prompts.compose(WRITER, [[self.ATTACK], [self.ATTACK]], DOMAINS, "tag"),
             prompts.plain(WRITER, [(0, self.ATTACK)], (self.ATTACK, "kitchen"), "tag"),
         ):
             text = told(request)

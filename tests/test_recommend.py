@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -13,9 +14,10 @@ import torch
 from conftest import QUICK, write_tiny
 
 import recbole_edt
+from recbole_edt import histories, pipeline, recommend
 from recbole_edt.cli import run
 from recbole_edt.errors import DataError
-from recbole_edt.recommend import load
+from recbole_edt.recommend import COLUMNS, load
 
 TINY = ["--dataset=tiny", *(f"--{key}={value}" for key, value in {**QUICK, "epochs": 1, "finetune_epochs": 1}.items())]
 HISTORY = ["f1", "k3", "f2", "k5"]
@@ -169,6 +171,210 @@ def test_the_packages_own_load_is_this_one(trained, monkeypatch):
     monkeypatch.chdir(trained.parents[2])
     relative = trained.relative_to(trained.parents[2])
     assert len(recbole_edt.load(relative).items) == 31
+
+
+@pytest.mark.parametrize("elements", [1, 200])
+def test_items_looked_at_block_by_block_are_the_same(model, monkeypatch, elements):
+    whole = [pd.concat(model.all_users(k=3, seen=seen)) for seen in (False, True)]
+    monkeypatch.setattr(recommend, "_BLOCK_ELEMENTS", elements)
+    monkeypatch.setattr(recommend, "_MATRIX_ELEMENTS", 40)
+    for seen, expected in zip((False, True), whole, strict=True):
+        found = pd.concat(model.all_users(k=3, seen=seen))
+        order = ["user", "domain", "rank"]
+        found, expected = (one.sort_values(order).reset_index(drop=True) for one in (found, expected))
+        pd.testing.assert_frame_equal(found, expected, rtol=1e-5)
+
+
+def test_listed_users_and_one_domain_come_alone(model):
+    found = pd.concat(model.all_users(k=2, users=["u5", "u3", "u5"], domain="kitchen"))
+    assert found["user"].tolist() == ["u3", "u3", "u5", "u5"] and set(found["domain"]) == {"kitchen"}
+    assert list(model.all_users(users=[])) == []
+    with pytest.raises(DataError, match="users: the data set has no user 'nobody' and 1 others"):
+        model.all_users(users=["nobody", "u3", "me"])
+    with pytest.raises(DataError, match="domain: 'toys' is not one of food, kitchen"):
+        model.all_users(domain="toys")
+
+
+# ---- histories from a file -----------------------------------------------------------------------------------------
+
+CSV = "user,item,timestamp\nanna,k3,2\nbert,f4,5\nanna,f1,1\nanna,f2,3\nanna,k5,3\n"
+JSONL = '{"user": "anna", "history": ["f1", "k3", "f2", "k5"]}\n\n{"user": 7, "history": ["f4"]}\n'
+
+
+def file_of(folder: Path, name: str, text: str) -> Path:
+    (folder / name).write_text(text, encoding="utf-8")
+    return folder / name
+
+
+def test_histories_are_in_order_of_time_then_of_the_file_and_users_in_order_of_the_file(tmp_path):
+    ids = {token: i for i, token in enumerate(["f1", "f2", "f4", "k3", "k5"])}
+    found = histories.read(file_of(tmp_path, "new.csv", CSV), ids)
+    assert found.users.tolist() == ["anna", "bert"] and found.offsets.tolist() == [0, 4, 5]
+    assert found.item.tolist() == [ids[item] for item in HISTORY] + [ids["f4"]]
+    other = histories.read(file_of(tmp_path, "new.jsonl", JSONL), ids)
+    assert other.users.tolist() == ["anna", "7"] and other.item.tolist() == found.item.tolist()
+    ordered = histories.read(file_of(tmp_path, "x.csv", "item,user\nf2,0012\nf1,0012\n"), ids)
+    assert ordered.users.tolist() == ["0012"] and ordered.item.tolist() == [ids["f2"], ids["f1"]]
+
+
+@SEQUENTIAL
+@pytest.mark.parametrize("size", [1, 512])
+def test_a_file_of_histories_gives_what_each_gives_alone(model, tmp_path, size):
+    read = histories.read(file_of(tmp_path, "new.csv", CSV), model.item_id)
+    found = pd.concat(model.for_histories(read, k=4, batch_size=size))
+    assert list(found) == list(COLUMNS)
+    for user, history in (("anna", HISTORY), ("bert", ["f4"])):
+        own = found[found["user"] == user].drop(columns="user").reset_index(drop=True)
+        pd.testing.assert_frame_equal(own, model.recommend(history, k=4), rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("a.csv", "user,item\nanna,f1\nanna,zzz\n,f1\n", "line 3: unknown item 'zzz'\n.*line 4: no user"),
+        ("a.csv", "user,item,timestamp\nanna,f1,early\n", "line 2: timestamp 'early' is not a number"),
+        ("a.csv", "user,item\nanna,f1,x\nb,f1\n\nc,f2\n", "line 2: unknown item|no readable CSV|line 4"),
+        ("a.csv", "user,item\nanna,f1\nanna,f2,x\n", "no readable CSV .*line 3"),
+        ("a.csv", "user,thing\nanna,f1\n", "line 1: no column 'item', only 'user', 'thing'"),
+        ("a.csv", "", "no readable CSV"),
+        ("a.csv", "user,item\n", "no history in it"),
+        ("a.jsonl", "", "no history in it"),
+        ("a.jsonl", '{"user": "a", "history": ["f1"]}\n{"user"\n', "line 2: not JSON"),
+        ("a.jsonl", '["f1"]\n', 'line 1: not an object with "user" and "history"'),
+        ("a.jsonl", '{"user": true, "history": ["f1"]}\n', "line 1: user True is no id"),
+        ("a.jsonl", '{"user": "a", "history": []}\n', "line 1: history is no list of item ids, or an empty one"),
+        ("a.jsonl", '{"user": "a", "history": "f1"}\n', "line 1: history is no list"),
+        ("a.jsonl", '{"user": "a", "history": ["f1"]}\n' * 2, "line 2: user 'a' was there before"),
+        ("a.jsonl", '{"user": "a", "history": ["zzz"]}\n' * 12, "line 10: .*\n... and 2 more bad rows"),
+    ],
+)
+def test_bad_rows_are_named_with_file_and_line(tmp_path, name, text, message):
+    with pytest.raises(DataError, match=f"(?s)a.(csv|jsonl).*{message}"):
+        histories.read(file_of(tmp_path, name, text), {"f1": 1, "f2": 2})
+
+
+def test_a_file_that_is_not_utf8_says_where(tmp_path):
+    (tmp_path / "a.csv").write_bytes(b"user,item\n\xff,f1\n")
+    with pytest.raises(DataError, match=r"not UTF-8 \(invalid start byte at byte 10\)"):
+        histories.read(tmp_path / "a.csv", {"f1": 1})
+    with pytest.raises(DataError, match="no such file"):
+        histories.read_users(tmp_path / "users.txt")
+
+
+# ---- the stage's options -------------------------------------------------------------------------------------------
+
+
+def stage(trained: Path, *options: str) -> int:
+    """The stage, in the working directory of the run."""
+    name = trained.name.partition("-")[0]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(trained.parents[2])
+        return run(["recommend", *TINY, f"--model={name}", *options])
+
+
+def test_csv_json_lines_and_parquet_hold_the_same(trained, tmp_path):
+    pytest.importorskip("pyarrow.parquet", exc_type=ImportError)  # one that is too new for numpy counts as missing
+    frames = {}
+    for ending, read in (("csv", pd.read_csv), ("parquet", pd.read_parquet)):
+        assert stage(trained, "--recommend.k=4", f"--recommend.output={tmp_path}/out.{ending}") == 0
+        frames[ending] = read(tmp_path / f"out.{ending}")
+    assert stage(trained, "--recommend.k=4", f"--recommend.output={tmp_path}/out.jsonl") == 0
+    frames["jsonl"] = pd.read_json(tmp_path / "out.jsonl", lines=True, dtype={"user": str})
+    expected = pd.read_csv(trained / "recommendations.csv")
+    for frame in frames.values():
+        pd.testing.assert_frame_equal(frame.astype(expected.dtypes.to_dict()), expected, rtol=1e-5, atol=1e-9)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out.csv", "out.jsonl", "out.parquet"]
+
+
+@pytest.mark.parametrize("trained", ["SASRec"], indirect=True)
+def test_users_may_be_listed_or_stand_in_a_file(trained, tmp_path):
+    file_of(tmp_path, "users.txt", "u3\nu5\n\n")
+    for wanted in ("u3,u5", f"{tmp_path}/users.txt"):
+        out = tmp_path / "out.csv"
+        options = (f"--recommend.users={wanted}", "--recommend.domain=food", f"--recommend.output={out}")
+        assert stage(trained, *options) == 0
+        found = pd.read_csv(out)
+        assert found["user"].unique().tolist() == ["u3", "u5"] and set(found["domain"]) == {"food"}
+
+
+@pytest.mark.parametrize("trained", ["SASRec"], indirect=True)
+def test_new_histories_are_answered_from_a_file(trained, tmp_path):
+    file_of(tmp_path, "new.jsonl", JSONL)
+    out = tmp_path / "out.jsonl"
+    assert stage(trained, f"--recommend.histories={tmp_path}/new.jsonl", f"--recommend.output={out}") == 0
+    rows = [json.loads(line) for line in out.read_text(encoding="utf-8").splitlines()]
+    assert list(rows[0]) == list(COLUMNS) and {row["user"] for row in rows} == {"anna", "7"}
+    assert len(rows) == 40 and all(row["title"] for row in rows)
+
+
+@pytest.mark.parametrize("trained", ["SASRec"], indirect=True)
+@pytest.mark.parametrize(
+    ("option", "status", "message"),
+    [
+        ("output=x.xlsx", 2, "recommend.output: 'x.xlsx' is not a file that ends in .csv, .jsonl, .parquet"),
+        ("histories=x.txt", 2, "recommend.histories: 'x.txt' is not a file that ends in .csv, .jsonl"),
+        ("users=a,,b", 2, "recommend.users: expected ids such as [u1, u2], or a .txt file, found 'a,,b'"),
+        ("train_on_all=maybe", 2, "recommend.train_on_all: 'maybe' is not true or false"),
+        ("users=0012", 1, "no user '0012'"),
+        ("domain=toys", 1, "domain: 'toys' is not one of food, kitchen"),
+        ("histories=none.csv", 1, "none.csv: no such file"),
+    ],
+)
+def test_a_wrong_option_is_refused_before_any_work(trained, capsys, option, status, message):
+    assert stage(trained, "--recommend.train_on_all=true", f"--recommend.{option}") == status
+    assert message in capsys.readouterr().err
+    assert not (trained / "all-data").exists()
+
+
+def test_parquet_without_pyarrow_says_what_to_install(monkeypatch):
+    from recbole_edt.config import RecommendConfig
+
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    assert "pip install 'recbole_edt[parquet]'" in RecommendConfig(output="x.parquet").faults()[0]
+
+
+def test_known_users_and_new_histories_do_not_go_together():
+    from recbole_edt.config import RecommendConfig
+
+    assert "do not go together" in RecommendConfig(users=[1, "b"], histories="x.csv").faults()[0]
+    assert RecommendConfig(users=[1, "b"]).user_list == ["1", "b"] and RecommendConfig(users=[1.5]).faults()
+
+
+# ---- trained on everything -----------------------------------------------------------------------------------------
+
+
+def test_the_model_for_production_has_learnt_from_every_interaction_and_is_never_ranked(trained, tmp_path, capsys):
+    out = tmp_path / "out.csv"
+    options = ("--recommend.train_on_all=true", "--recommend.k=4", f"--recommend.output={out}")
+    assert stage(trained, *options) == 0
+    assert "held-out ones included: for production, never to be evaluated" in capsys.readouterr().out
+    folder = trained / "all-data"
+    result, validated = (json.loads((one / "result.json").read_text()) for one in (folder, trained))
+    assert result["trained_on"] == recommend.EVERYTHING and "test" not in result and "trained_on" not in validated
+    assert result["targets_per_epoch"] > validated["targets_per_epoch"]
+    assert not (folder / "ranks.csv").exists() and not (folder / "last.pth").exists()
+    model = load(folder, data_path=trained.parents[2] / "atomic_files")
+    user, item = model.dataset.training_pairs
+    inserted = model.dataset.sequences.generated
+    pairs = list(zip(model.users[user[~inserted]], model.items[item[~inserted]], strict=True))
+    rows = raw(trained)
+    assert sorted(pairs) == sorted(zip(rows["user_id"], rows["item_id"], strict=True))
+    expected = pd.concat(model.all_users(k=4)).reset_index(drop=True)
+    pd.testing.assert_frame_equal(pd.read_csv(out), expected, rtol=1e-5, atol=1e-9, check_dtype=False)
+    before = (folder / "best.pth").stat().st_mtime_ns
+    assert stage(trained, *options) == 0
+    assert (folder / "best.pth").stat().st_mtime_ns == before
+
+
+def test_each_phase_has_as_many_epochs_as_validation_chose(tmp_path):
+    (tmp_path / "result.json").write_text('{"valid_metric": "ndcg@10"}')
+    assert pipeline.chosen_epochs(tmp_path) == {}
+    rows = [("pretrain", 0, 0.1), ("pretrain", 1, 0.3), ("pretrain", 2, 0.3), ("pretrain", 3, 0.2)]
+    for values, expected in (((0.2, 0.3, 0.1), 2), ((0.2, 0.25, 0.29), 0), ((0.4, None, 0.2), 1)):
+        tuned = [("finetune", epoch, value) for epoch, value in enumerate(values)]
+        table = pd.DataFrame([*rows, *tuned], columns=["phase", "epoch", "ndcg@10"])
+        table.to_csv(tmp_path / "epochs.csv", index=False)
+        assert pipeline.chosen_epochs(tmp_path) == {"epochs": 3, "finetune_epochs": expected}
 
 
 # ---- runs that cannot be opened ----------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""After ``register()`` RecBole's own functions find LLM-EDT by name: run, tuning, caches, spawned processes."""
+"""After ``register()`` RecBole's own functions find the methods by name: run, tuning, caches, spawned processes."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ import torch
 from conftest import QUICK, write_tiny
 from recbole.config import Config
 from recbole.data import create_dataset, data_preparation
+from recbole.trainer import Trainer
 from recbole.utils import get_flops, get_model, get_trainer
 from recbole.utils.argument_list import dataset_arguments
 
@@ -23,6 +24,7 @@ import recbole_edt
 from recbole_edt import config, pipeline
 from recbole_edt.dataset import EDTDataset
 from recbole_edt.errors import ConfigError
+from recbole_edt.methods import METHODS
 from recbole_edt.model import LLMEDT
 from recbole_edt.trainer import LLMEDTTrainer
 
@@ -50,11 +52,13 @@ def alone(tmp_path, monkeypatch):
     root = logging.getLogger()
     handlers, level = root.handlers[:], root.level
     yield
-    for module, name in ((models, "LLMEDT"), (datasets, "LLMEDTDataset"), (trainers, "LLMEDTTrainer")):
-        if getattr(module, name, object).__module__.startswith("recbole_edt"):
-            delattr(module, name)
-    if sys.modules.get(MODULE) is sys.modules["recbole_edt.model"]:
-        del sys.modules[MODULE]
+    for name in METHODS:
+        for module, key in ((models, name), (datasets, f"{name}Dataset"), (trainers, f"{name}Trainer")):
+            if getattr(module, key, object).__module__.startswith("recbole_edt"):
+                delattr(module, key)
+        found = sys.modules.get(f"{models.__name__}.{name.lower()}")
+        if found is not None and found.__name__.startswith("recbole_edt"):
+            del sys.modules[f"{models.__name__}.{name.lower()}"]
     root.handlers, root.level = handlers, level
 
 
@@ -80,6 +84,17 @@ def test_recbole_finds_model_data_set_and_trainer_by_name(registered, augmented)
     settings = stock_config(augmented)
     assert type(create_dataset(settings)) is EDTDataset
     assert get_trainer(settings["MODEL_TYPE"], "LLMEDT") is LLMEDTTrainer
+
+
+def test_recbole_finds_every_method_and_trains_one_of_a_single_phase_by_its_own_trainer(registered, augmented):
+    assert all(get_model(name) is method.load() for name, method in METHODS.items())
+    settings = Config("LLM4CDSR", "tiny-edt", config_dict={"data_path": str(augmented), **SMALL, "profiles": "sra"})
+    dataset = create_dataset(settings)
+    train = data_preparation(settings, dataset)[0]
+    assert type(train._dataset) is EDTDataset and not train._dataset.sequences.generated.any()
+    trainer = get_trainer(settings["MODEL_TYPE"], "LLM4CDSR")(settings, get_model("LLM4CDSR")(settings, train._dataset))
+    assert type(trainer) is Trainer
+    assert all(loss > 0 for loss in trainer._train_epoch(train, 0))
 
 
 def test_registering_twice_changes_nothing(registered):

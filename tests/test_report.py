@@ -308,7 +308,7 @@ def test_the_report_holds_results_tests_models_and_how_to_reproduce():
     assert any(line.startswith("| SASRec† | 0.5000 | 0.5000 | 0.5000 | **0.5000** |") for line in lines)
     assert any(line.startswith("| popularity | head | 2 | 0.5000 | **1.0000** |") for line in lines)
     assert any(line.startswith("| SASRec | overall | 4 | +0.1577 |") for line in lines)
-    assert "| SASRec | 9,876 | 1 | 1 | epoch cap | 61 |  |" in lines
+    assert "| SASRec | 9,876 | 1 | 1 | epoch cap | 61.0 |  |" in lines
     assert "| LLMEDT | 0 | n/a | n/a | early stopping | n/a | note |" in lines
     assert lines.index("    a: 1") + 1 == lines.index("    b: 2")
     assert "    numpy 1" in lines

@@ -87,6 +87,7 @@ def test_latex_has_booktabs_rules_groups_and_escaped_text():
     ]
     assert lines[6:8] == [r" & \multicolumn{2}{c}{food} &  &  &  &  \\", r"\cmidrule(lr){2-3}"]
     assert lines[10].startswith(r"SAS\_Rec \& co & 0.2500 $\pm$ 0.0100 & \textbf{0.5000} & 12.0 & \textless{} 0.0001 &")
+    assert lines[10].endswith(r"& $-$0.0100 to +0.0200 & 12,345 \\")
     assert r"{\footnotesize n = 10 \% \textless{}of all\textgreater{}}" in lines
     assert lines[-1] == r"\end{table}"
 

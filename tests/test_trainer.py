@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import random
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from conftest import QUICK
+from recbole.trainer import Trainer
 
 from recbole_edt import config, pipeline
+from recbole_edt.backbones import BACKBONES
 from recbole_edt.dataset import TARGET_SEQ
 from recbole_edt.errors import ConfigError, DataError
 from recbole_edt.trainer import (
     FrozenStates,
     PhaseConfig,
+    ResumableTraining,
     load_checkpoint,
     load_weights,
     random_state,
@@ -184,6 +188,78 @@ def test_a_damaged_or_foreign_checkpoint_is_refused(tmp_path):
     torch.save({"surprise": Stopped}, tmp_path / "y.pth")  # would be code on loading
     with pytest.raises(DataError, match="y.pth"):
         load_checkpoint(tmp_path / "y.pth")
+
+
+@pytest.mark.parametrize("clip", [None, {"max_norm": 0.1}])
+def test_an_epoch_of_ours_ends_with_the_weights_and_the_loss_of_recboles_loop(run, clip):
+    trainers = [run("LLMEDT", folder, alpha=0.1, clip_grad_norm=clip) for folder in ("ours", "recboles")]
+    results = []
+    for (trainer, train_data, *_), epoch in zip(trainers, (ResumableTraining._steps, None), strict=True):
+        torch.manual_seed(1)
+        results.append(epoch(trainer, train_data) if epoch else Trainer._train_epoch(trainer, train_data, 0))
+    assert results[0] == pytest.approx(results[1])
+    ours, recboles = (one[0].model.state_dict() for one in trainers)
+    assert all(torch.equal(ours[key], recboles[key]) for key in ours)
+
+
+def test_a_loss_that_is_no_number_ends_training(run):
+    trainer, train_data, *_ = run("LLMEDT", "run")
+    trainer.model.calculate_loss = lambda batch: sum(p.sum() for p in trainer.model.parameters()) * torch.nan
+    with pytest.raises(ValueError, match="nan"):
+        trainer._steps(train_data)
+
+
+@pytest.mark.parametrize(
+    "name, backbone",
+    # Without NextItNet, whose convolutions lose too much in bfloat16 for so small a model.
+    [("SASRec", None), ("BERT4Rec", None), *(("LLMEDT", one) for one in BACKBONES if one != "NextItNet")],
+)
+def test_mixed_precision_learns_the_same_ranking(run, name, backbone):
+    no_dropout = {"hidden_dropout_prob": 0.0, "attn_dropout_prob": 0.0, "epochs": 6, "finetune_epochs": 0}
+    ranks = []
+    for precise in (True, False):
+        keys = {**no_dropout, "enable_amp": not precise, **({"backbone": backbone} if backbone else {})}
+        trainer, train_data, _, test_data = run(name, str(precise), **keys)
+        for epoch in range(6):
+            trainer._train_epoch(train_data, epoch)
+        trainer.evaluate(test_data, load_best_model=False)
+        ranks.append(trainer.evaluator.ranks["higher"].to_numpy())
+    assert np.corrcoef(*ranks)[0, 1] > 0.85
+    assert np.abs(ranks[0] - ranks[1]).mean() < 1  # of 15 candidates
+
+
+def needs_compiler() -> None:
+    if not any(map(shutil.which, ("g++", "clang++", "c++"))):
+        pytest.skip("torch.compile needs a C++ compiler")
+
+
+def test_compiled_layers_give_the_same_ranking_and_plain_checkpoints(run):
+    needs_compiler()
+    states, keys = [], []
+    for compiled in (False, True):
+        trainer, train_data, _, test_data = run("SASRec", str(compiled), compile=compiled)
+        trainer.model.eval()
+        trainer.evaluate(test_data, load_best_model=False)
+        ranks = trainer.evaluator.ranks
+        batch = next(iter(train_data))
+        states.append((trainer.model.states(batch["item_id_list"], batch["item_length"]), ranks))
+        keys.append(list(trainer.model.state_dict()))
+    torch.testing.assert_close(states[0][0], states[1][0], atol=1e-5, rtol=1e-4)
+    assert np.abs(states[0][1]["higher"] - states[1][1]["higher"]).max() <= 1
+    assert keys[0] == keys[1]
+    assert np.isfinite(trainer._steps(train_data)).all()  # gradients go through
+
+
+def test_compiling_where_it_cannot_work_is_an_error_that_says_what_is_missing(run, monkeypatch):
+    with pytest.raises(ConfigError, match="GRU4Rec has no transformer layers"):
+        run("GRU4Rec", "gru", compile=True)
+
+    def no_compiler(function):
+        raise RuntimeError("No working C++ compiler found\nand much more")
+
+    monkeypatch.setattr(torch, "compile", no_compiler)
+    with pytest.raises(ConfigError, match=r"compile: .*needs a C\+\+ compiler.*No working C\+\+ compiler found\)"):
+        run("SASRec", "sasrec", compile=True)
 
 
 @pytest.mark.parametrize("file", ["best.pth", "best.pth.pretrain", "last.pth"])

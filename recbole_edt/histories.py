@@ -1,0 +1,149 @@
+"""Histories of users whom a model has never seen, from a CSV or JSON Lines file; every bad row is named.
+
+CSV has a row per interaction: ``user``, ``item``, and if the rows are not in order of time a number ``timestamp``.
+JSON Lines has an object per user: ``{"user": "anna", "history": ["b7", "b2"]}``, oldest item first.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from recbole_edt.errors import DataError
+from recbole_edt.files import read_bytes
+
+ENDINGS = (".csv", ".jsonl")
+_NAMED = 10
+
+
+@dataclass(frozen=True)
+class Histories:
+    """``U`` users in the order in which the file names them.
+
+    Attributes:
+        users: ``[U]`` names, as the file has them.
+        item: ``[M]`` item ids, oldest first within a user.
+        offsets: ``[U + 1]`` where each user begins in ``item``.
+    """
+
+    users: np.ndarray
+    item: np.ndarray
+    offsets: np.ndarray
+
+
+def read(path: Path, item_id: Mapping[str, int]) -> Histories:
+    """Read and check a whole file.
+
+    Args:
+        path: ending in one of `ENDINGS`.
+        item_id: ids of the catalogue by token.
+
+    Raises: DataError naming the file, and line and fault of the first bad rows, if there are any.
+    """
+    rows, faults = (_read_csv if path.suffix == ".csv" else _read_jsonl)(path, item_id)
+    if faults:
+        lines = [f"{path}, line {line}: {fault}" for line, fault in faults[:_NAMED]]
+        more = [f"... and {len(faults) - _NAMED:,} more bad rows"] if len(faults) > _NAMED else []
+        raise DataError("\n".join([*lines, *more, "correct or remove these rows"]))
+    if not len(rows):
+        raise DataError(f"{path}: no history in it")
+    user, names = pd.factorize(rows["user"])
+    order = np.lexsort((rows["timestamp"], user))  # stable: rows of one time stay in the file's order
+    offsets = np.concatenate([[0], np.bincount(user).cumsum()])
+    return Histories(np.asarray(names, dtype=object), rows["item"].to_numpy(np.int64)[order], offsets)
+
+
+def read_users(path: Path) -> list[str]:
+    """The user ids in a text file, one a line.
+
+    Raises: DataError if there is none.
+    """
+    users = [line.strip() for line in _text(path).splitlines() if line.strip()]
+    if not users:
+        raise DataError(f"{path}: no user in it; write one id a line")
+    return users
+
+
+def _text(path: Path) -> str:
+    try:
+        return read_bytes(path).decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: not UTF-8 ({error.reason} at byte {error.start:,}); save it as UTF-8") from None
+
+
+def _read_csv(path: Path, item_id: Mapping[str, int]) -> tuple[pd.DataFrame, list[tuple[int, str]]]:
+    _text(path)  # says where a byte is wrong; the parser below does not
+    try:
+        options: Any = {"dtype": str, "keep_default_na": False, "skip_blank_lines": False, "encoding": "utf-8-sig"}
+        frame = pd.read_csv(path, **options)
+    except (pd.errors.ParserError, pd.errors.EmptyDataError) as error:
+        raise DataError(f"{path}: no readable CSV ({str(error).strip()})") from None
+    if missing := [name for name in ("user", "item") if name not in frame]:
+        found = ", ".join(map(repr, frame.columns))
+        raise DataError(f"{path}, line 1: no column {missing[0]!r}, only {found}; needed are user and item")
+    empty = frame["user"].fillna("") == ""
+    item = frame["item"].map(item_id)
+    given = frame["timestamp"] if "timestamp" in frame else pd.Series("0", frame.index)
+    time = pd.to_numeric(given, errors="coerce").astype(float)
+    tests = (
+        (empty, lambda row: "no user"),
+        (item.isna() & ~empty, lambda row: f"unknown item {frame['item'].iat[row]!r}"),
+        (~np.isfinite(time) & ~empty, lambda row: f"timestamp {given.iat[row]!r} is not a number"),
+    )
+    faults = [(row + 2, say(row)) for wrong, say in tests for row in np.flatnonzero(wrong).tolist()]
+    return pd.DataFrame({"user": frame["user"], "item": item, "timestamp": time}), sorted(faults)
+
+
+def _read_jsonl(path: Path, item_id: Mapping[str, int]) -> tuple[pd.DataFrame, list[tuple[int, str]]]:
+    user: list[str] = []
+    item: list[int] = []
+    faults, met = [], set()
+    for line, text in enumerate(_text(path).split("\n"), 1):
+        if not text.strip():
+            continue
+        try:
+            name, tokens = _parsed(text)
+            if name in met:
+                raise ValueError(f"user {name!r} was there before")
+            if unknown := [token for token in tokens if token not in item_id]:
+                raise ValueError(f"unknown item {unknown[0]!r}")
+        except (ValueError, RecursionError) as error:
+            faults.append((line, str(error)))
+            continue
+        met.add(name)
+        user += [name] * len(tokens)
+        item += [item_id[token] for token in tokens]
+    return pd.DataFrame({"user": pd.Series(user, dtype=object), "item": item, "timestamp": 0.0}), faults
+
+
+def _parsed(text: str) -> tuple[str, list[str]]:
+    """Raises: ValueError saying what is wrong."""
+    try:
+        value = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"not JSON ({error.msg}, column {error.colno})") from None
+    if not isinstance(value, dict) or not {"user", "history"} <= set(value):
+        raise ValueError('not an object with "user" and "history"')
+    name, tokens = value["user"], value["history"]
+    if not _is_id(name) or str(name) == "":
+        raise ValueError(f"user {name!r} is no id")
+    if not isinstance(tokens, list) or not tokens or not all(map(_is_id, tokens)):
+        raise ValueError("history is no list of item ids, or an empty one")
+    return str(name), [str(token) for token in tokens]
+
+
+def _is_id(value: Any) -> bool:
+    return isinstance(value, str | int) and not isinstance(value, bool)
+
+
+def batches(histories: Histories, size: int) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """Names, items and offsets of ``size`` users at a time."""
+    for start in range(0, len(histories.users), size):
+        offsets = histories.offsets[start : start + size + 1]
+        yield histories.users[start : start + size], histories.item[offsets[0] : offsets[-1]], offsets - offsets[0]

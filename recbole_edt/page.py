@@ -1,0 +1,482 @@
+"""Finished runs and experiments as one page that loads nothing, and as Markdown, CSV, LaTeX, PNG and PDF.
+
+What can be compared stands in one table; runs that differ in split or candidates are refused. Names, texts and files
+of experiments may come from data or from a model, and are escaped wherever they are shown.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import numpy as np
+import yaml
+
+from recbole_edt import figures, pipeline, raw, report
+from recbole_edt.config import GROUPS, Settings, defaults_of
+from recbole_edt.errors import DataError
+from recbole_edt.evaluation import OVERALL, domains_of, per_user
+from recbole_edt.files import read_bytes, read_json, write_text
+from recbole_edt.frame import png_uri, render
+from recbole_edt.report import ModelResult
+from recbole_edt.tables import Column, ResultTable, code, escape_markdown, groups_of
+from recbole_edt.tables import read as read_table
+
+METRIC = "ndcg@10"
+_RECBOLES_OWN = ("model", "dataset", "MODEL_TYPE", "MODEL_INPUT_TYPE", "eval_type")
+"""Settings that nobody sets."""
+EXPERIMENTS = r"experiments|(tuning|ablation)-[0-9a-f]{8}"
+"""What follows the data set's name in the folders of its experiments."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished training: its folder, ``result.json``, resolved settings and ranks."""
+
+    folder: Path
+    result: Mapping[str, Any]
+    config: Mapping[str, Any]
+    shown: ModelResult
+
+    @property
+    def name(self) -> str:
+        return self.shown.name
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A figure that stands as ``PATH.png``, and perhaps as ``PATH.pdf``."""
+
+    path: Path
+    caption: str
+
+
+@dataclass(frozen=True)
+class Listing:
+    """Lines of text that open on demand."""
+
+    title: str
+    text: str
+    opened: bool = False
+
+
+@dataclass(frozen=True)
+class Section:
+    """One heading and what stands below it: texts, tables, pictures and listings."""
+
+    title: str
+    parts: Sequence[str | ResultTable | Picture | Listing]
+    name: str = ""
+    """For its address, if not the title."""
+
+    @property
+    def anchor(self) -> str:
+        return _slug(self.name or self.title)
+
+
+def make(settings: Settings, say: pipeline.Say, runs: str = "", output: str = "") -> None:
+    """Write the report of a data set's run directory, or of the named ones.
+
+    Args:
+        runs: folders separated by commas, each of one run or of several; none is that of the data set.
+        output: folder to write into; none is ``report`` in the run directory.
+
+    Raises: DataError for folders without finished runs, and for runs that cannot be compared.
+    """
+    if runs:
+        folders, own = [Path(one.strip()) for one in runs.split(",")], Path()
+        place = Path(output or settings.runs_path / "report")
+    else:
+        experiment = pipeline.open_experiment(settings)
+        folders, own = [experiment.folder], pipeline.run_directory(experiment, settings.model)
+        place = Path(output or experiment.folder / "report")
+    found = read_runs(folders, settings.models)
+    reference = _reference(found, own, settings.model)
+    settings = _settings_of(settings, found[0])
+    experiments = [] if runs else experiment_folders(settings)
+    lines, sections = contents(found, reference, settings, experiments, place / "figures")
+    title = f"{settings.dataset}: {_several(len(found), 'run')}"
+    write_text(place / "report.html", html_report(title, lines, sections))
+    write_text(place / "report.md", markdown(title, lines, sections, place))
+    for table in _tables(sections):
+        table.save(place / "tables", table.name)
+    say(f"report: {place / 'report.html'} (also report.md, tables/ and figures/ there)")
+
+
+# ---- runs --------------------------------------------------------------------------------------------------------
+
+
+def read_runs(folders: Sequence[Path], order: Sequence[str] = ()) -> list[Run]:
+    """All finished runs in these folders, or in folders directly below them, with names that tell them apart.
+
+    Args:
+        order: names of models that come first.
+
+    Raises: DataError naming every folder without one, and runs that cannot be compared.
+    """
+    paths: list[Path] = []
+    faults = []
+    for folder in folders:
+        here = [folder] if (folder / "result.json").is_file() else []
+        below = here or sorted(path.parent for path in folder.glob("*/result.json"))
+        if not below:
+            faults.append(f"{folder}: no finished run there or directly below; give folders with a result.json")
+        faults += [
+            f"{path}: was trained on held-out interactions too, and can be compared with nothing; leave it out"
+            for path in below
+            if "trained_on" in read_json(path / "result.json")
+        ]
+        paths += below
+    if faults:
+        raise DataError("\n".join(faults))
+    runs = [_read_run(path) for path in dict.fromkeys(path.resolve() for path in paths)]
+    for run in runs[1:]:
+        try:
+            report.check_comparable([runs[0].shown.ranks, run.shown.ranks])
+        except DataError as error:
+            raise DataError(f"{runs[0].folder} and {run.folder}: {error}") from None
+    places = {name: place for place, name in enumerate(order)}
+    runs.sort(key=lambda run: (places.get(run.name, len(places)), run.name, run.folder.name))
+    return _told_apart(runs)
+
+
+def _read_run(folder: Path) -> Run:
+    shown = pipeline.read_result(folder)
+    result, path = read_json(folder / "result.json"), folder / "config.yaml"
+    given = (yaml.safe_load(read_bytes(path)) or {}) if path.is_file() else {}
+    config = {**defaults_of(result["model"], given.get("backbone", "")), **given}
+    return Run(folder, result, {key: value for key, value in config.items() if key not in _RECBOLES_OWN}, shown)
+
+
+def _told_apart(runs: Sequence[Run]) -> list[Run]:
+    """Runs of one model get a name that says in which settings they differ, or else that of their folder."""
+    names = []
+    for run in runs:
+        same = [other for other in runs if other.name == run.name]
+        values = ", ".join(f"{key}={_value(run, key)}" for key in _differing(same))
+        named = f"{run.name} ({values})" if len(values) <= 60 else run.folder.name
+        names.append(named if len(same) > 1 else run.name)
+    count = Counter(names)
+    for place, run in enumerate(runs):
+        if count[names[place]] > 1:  # copies of one run, or of one folder's name
+            names[place] = f"{run.folder.parent.name}/{run.folder.name}"
+    return [replace(run, shown=replace(run.shown, name=name)) for run, name in zip(runs, names, strict=True)]
+
+
+def _value(run: Run, key: str) -> Any:
+    """A setting, or ``rows``: the data set, whose rows an ablation may have changed."""
+    return run.result["dataset"] if key == "rows" else run.config.get(key)
+
+
+def _differing(runs: Sequence[Run]) -> list[str]:
+    """Keys whose values are not the same in all runs."""
+    keys = [*sorted({key for run in runs for key in run.config}), "rows"]
+    return [key for key in keys if len({repr(_value(run, key)) for run in runs}) > 1]
+
+
+def _over_seeds(runs: Sequence[Run]) -> dict[str, list[ModelResult]]:
+    """Runs that differ in their seed alone, if all models have the same two or more; by model and settings."""
+    groups: dict[str, list[Run]] = {}
+    for run in runs:
+        rest = {key: value for key, value in run.config.items() if key != "seed"}
+        groups.setdefault(repr((run.result["model"], run.result["dataset"], sorted(rest.items()))), []).append(run)
+    several = [sorted(group, key=lambda run: run.config.get("seed", 0)) for group in groups.values()]
+    seeds = {tuple(run.config.get("seed") for run in group) for group in several}
+    if len(seeds) > 1 or len(several[0]) < 2 or len(set(*seeds)) < len(several[0]):
+        return {}
+    models = [group[0].result["model"] for group in several]
+    named = [(group[0].result["model"], group[0].folder.name) for group in several]
+    names = [model if models.count(model) == 1 else folder for model, folder in named]
+    return {name: [run.shown for run in group] for name, group in zip(names, several, strict=True)}
+
+
+def command_of(run: Run) -> list[str]:
+    """The arguments of the command that trains this run again, quoted, once the data set's own stages are done."""
+    result = run.result
+    if re.search(r"-edt-[0-9a-f]{8}$", result["dataset"]):
+        return ["python run_edt.py ablate", "# a variant with rows of its own: the report of its ablation has the keys"]
+    keys = {"dataset": _dataset_of(run), "model": result["model"], "candidates": result["candidates"]}
+    keys |= {key: result["settings"][key] for key in sorted(result["settings"])}
+    given = (shlex.quote(f"--{key}={_as_text(value)}") for key, value in keys.items())
+    return ["python run_edt.py train", *given]
+
+
+def _as_text(value: Any) -> str:
+    """A value as the command line reads it."""
+    if isinstance(value, str):
+        return value
+    return yaml.safe_dump(value, default_flow_style=True, width=10**6, allow_unicode=True).removesuffix("...\n").strip()
+
+
+def _dataset_of(run: Run) -> str:
+    return re.sub(r"-edt(-[0-9a-f]{8})?$", "", run.result["dataset"])
+
+
+def _settings_of(settings: Settings, run: Run) -> Settings:
+    """Where the data of a run are."""
+    name = _dataset_of(run)
+    if name == settings.dataset:
+        return settings
+    return replace(settings, dataset=name, data_path=Path(run.result["data_path"]))
+
+
+# ---- contents ----------------------------------------------------------------------------------------------------
+
+
+def contents(
+    runs: Sequence[Run], reference: str | None, settings: Settings, experiments: Sequence[Path], folder: Path
+) -> tuple[list[str], list[Section]]:
+    """What the report says: lines below its title, and sections.
+
+    Args:
+        runs: that can be compared.
+        reference: name of the run that is tested against all others; None leaves the tests out.
+        settings: where the data are.
+        experiments: folders with tables and figures.
+        folder: where new pictures go.
+    """
+    results = [run.shown for run in runs]
+    tables = {table.name: table for table in report.report_tables(results, reference)}
+    bars, curves = folder / "results", folder / "curves"
+    plot_results(results, bars.with_suffix(".png"))
+    report.plot_curves(results, curves.with_suffix(".png"))
+    drawn = [
+        Picture(bars, f"{METRIC} by domain; lines are 95 % intervals over users (bootstrap)"),
+        Picture(curves, f"Validation {METRIC} and training loss by epoch"),
+    ]
+    several = _over_seeds(runs)
+    means = [replace(report.mean_table(several), title="Means over seeds")] if several else []
+    sections = [
+        Section("Results", [tables["results"], *means, drawn[0]]),
+        Section("Groups of users", [tables["groups"]] if "groups" in tables else []),
+        Section("Significance", [tables["tests"]] if "tests" in tables else []),
+        Section("Training", [tables["models"], drawn[1]]),
+        *map(_experiment, experiments),
+        Section("Data", list(_data(settings))),
+        Section("Cost", list(_cost(settings))),
+        Section("Settings", list(_settings_parts(runs))),
+        Section("How to reproduce", list(_reproduce(runs, settings))),
+        Section("Versions", [_versions(runs)]),
+    ]
+    ranks = results[0].ranks
+    lines = [f"{report.what_was_ranked(ranks)}; split {ranks.attrs['split_hash'][:8]}", pipeline.llm_note(settings)]
+    return lines, [section for section in sections if section.parts]
+
+
+def _reference(runs: Sequence[Run], own: Path, model: str) -> str | None:
+    """The run under the settings as they are, or else the first of the model that they name."""
+    of_model = [run for run in runs if run.result["model"] == model]
+    exact = [run for run in of_model if run.folder == own.resolve()]
+    return next((run.name for run in [*exact, *of_model]), None)
+
+
+def plot_results(results: Sequence[ModelResult], path: Path, metric: str = METRIC, seed: int = 42) -> None:
+    """Bars of a metric by domain and model, each with its bootstrap 95 % interval over users."""
+    domains = [*domains_of(results[0].ranks), OVERALL]
+    name, k = report.parse_metric(metric)
+    figure, axes = figures.new(max(7, 1.5 + 0.35 * len(domains) * (len(results) + 1)), 4.2)
+    width = 0.8 / len(results)
+    for number, result in enumerate(results):
+        values = per_user(result.ranks["higher"], result.ranks["tied"], name, k)
+        parts = [values if one == OVERALL else values[(result.ranks["domain"] == one).to_numpy()] for one in domains]
+        x = np.arange(len(domains)) + (number - (len(results) - 1) / 2) * width
+        axes.bar(x, list(map(_mean, parts)), width, label=figures.plain(result.name), **figures.bar(number))
+        for place, part in zip(x, parts, strict=True):
+            if len(part):
+                axes.plot([place, place], report.bootstrap_interval(part, seed), color="#333333", linewidth=1.4)
+    axes.set_xticks(range(len(domains)), [figures.plain(domain) for domain in domains])
+    axes.grid(visible=False, axis="x")
+    figures.label(axes, "domain of the held-out item", f"{metric} (0 to 1)")
+    figures.legend(axes)
+    figures.save(figure, path)
+
+
+def _mean(values: np.ndarray) -> float:
+    return float(values.mean()) if len(values) else 0.0
+
+
+def experiment_folders(settings: Settings) -> list[Path]:
+    """Folders of the data set's experiments, tunings and ablations that hold tables."""
+    name = re.compile(rf"{re.escape(settings.dataset)}-({EXPERIMENTS})")
+    tops = sorted(path for path in settings.runs_path.glob(f"{settings.dataset}-*") if name.fullmatch(path.name))
+    folders = [folder for top in tops for folder in (top, *sorted(path for path in top.iterdir() if path.is_dir()))]
+    return [folder for folder in folders if _table_files(folder)]
+
+
+def _table_files(folder: Path) -> list[Path]:
+    """The JSON files of a folder that hold tables of results."""
+    return [path for path in sorted(folder.glob("*.json")) if _is_table(read_json(path))]
+
+
+def _is_table(value: Any) -> bool:
+    return isinstance(value, dict) and {"columns", "rows", "title"} <= set(value)
+
+
+def _experiment(folder: Path) -> Section:
+    found = [read_table(path) for path in _table_files(folder)]
+    parts: list[Any] = [replace(table, name=_slug(f"{folder.name}-{table.name}")) for table in found]
+    parts += [Picture(path.with_suffix(""), f"{folder.name}: {path.stem}") for path in sorted(folder.glob("*.png"))]
+    commands = dict.fromkeys(table.command for table in found if table.command)
+    return Section(found[0].title, parts + [Listing("How to reproduce", command) for command in commands], folder.name)
+
+
+def _data(settings: Settings) -> Iterator[ResultTable | str]:
+    try:
+        rows = raw.card(pipeline.read(settings))
+    except DataError as error:
+        yield f"The data set is not at hand: {error}"
+        return
+    counts = pipeline.stage_counts(settings)["augment"]
+    rows |= {key: value for key, value in counts.items() if not isinstance(value, Mapping)}
+    named = [(key.replace("_", " "), value) for key, value in rows.items()]
+    yield ResultTable("data", "Data", ["figure", "value"], named)
+
+
+def _cost(settings: Settings) -> Iterator[ResultTable | str]:
+    counts = pipeline.stage_counts(settings)
+    asked = [(stage, kind, used) for stage, one in counts.items() for kind, used in one.get("used", {}).items()]
+    if not asked:
+        yield "No language model was called, so nothing was paid."
+        return
+    n_users = max(one.get("users", 0) for one in counts.values()) or len(pipeline.read(settings).users)
+    headings = ["cost (US $)", "cost per user (US $)", "paper (US $ per user)"]
+    columns = ["stage", "of", "calls", "tokens in", "tokens out", *(Column(name, decimals=6) for name in headings)]
+    rows = []
+    for stage, kind, used in asked:
+        cost = used["cost_usd"]
+        tokens = used["calls"], used["prompt_tokens"], used["completion_tokens"]
+        per = None if cost is None else cost / n_users
+        rows.append((stage, pipeline.WORDS[kind], *tokens, cost, per, pipeline.paper_usd(stage, kind)))
+    note = "n/a: the model's price is not known (key llm.prices), or the paper gives none"
+    yield ResultTable("cost", "Cost", columns, rows, note)
+
+
+def _settings_parts(runs: Sequence[Run]) -> Iterator[ResultTable | Listing]:
+    if len(runs) > 1 and (keys := _differing(runs)):
+        rows = [(key, *(_shown_value(run, key) for run in runs)) for key in keys]
+        note = "n/a: the model has no such key"
+        yield ResultTable("settings", "Settings that differ", ["key", *(run.name for run in runs)], rows, note)
+    for run in runs:
+        yield Listing(f"All settings of {run.name}", yaml.safe_dump(dict(run.config), allow_unicode=True))
+
+
+def _shown_value(run: Run, key: str) -> str | None:
+    return _as_text(_value(run, key)) if key in run.config or key == "rows" else None
+
+
+def _reproduce(runs: Sequence[Run], settings: Settings) -> Iterator[Listing | str]:
+    yield "First the data, then each run by a command of its own. What is done already is read, not repeated."
+    yield Listing("Data", "\n".join(data_commands(settings)), opened=True)
+    for run in runs:
+        yield Listing(run.name, " \\\n  ".join(command_of(run)), opened=True)
+
+
+def data_commands(settings: Settings) -> list[str]:
+    """The commands that make the data set again, with every key that was not its default."""
+    lines = [f"python run_edt.py prepare --dataset={settings.dataset}"]
+    for stage, manifest in pipeline.stage_manifests(settings).items():
+        if manifest:
+            config = manifest["config"]
+            keys = {**_changed(stage, config), **_changed("llm", config.get("llm", {}))}
+            given = [f"--dataset={settings.dataset}", *(f"--{key}={_as_text(value)}" for key, value in keys.items())]
+            lines.append(shlex.join(["python", "run_edt.py", stage, *given]))
+    return lines
+
+
+def _changed(group: str, config: Mapping[str, Any]) -> dict[str, Any]:
+    default = GROUPS[group]()
+    known = {key: value for key, value in config.items() if hasattr(default, key)}
+    return {f"{group}.{key}": value for key, value in known.items() if value != getattr(default, key)}
+
+
+def _versions(runs: Sequence[Run]) -> ResultTable:
+    libraries = dict.fromkeys(library for run in runs for library in run.result["versions"])
+    rows = []
+    for library in libraries:
+        found = dict.fromkeys(str(run.result["versions"].get(library, "not there")) for run in runs)
+        rows.append((library, ", ".join(found)))
+    note = "Runs were made with different versions." if any(", " in version for _, version in rows) else ""
+    return ResultTable("versions", "Versions", ["library", "version"], rows, note)
+
+
+# ---- forms -------------------------------------------------------------------------------------------------------
+
+
+def html_report(title: str, lines: Sequence[str], sections: Sequence[Section]) -> str:
+    """One file that loads nothing; its only script sorts tables."""
+    shown = [
+        {"title": one.title, "anchor": one.anchor, "parts": [_for_page(part) for part in one.parts]} for one in sections
+    ]
+    return render("report.html", title=title, lines=list(filter(None, lines)), sections=shown)
+
+
+def _for_page(part: str | ResultTable | Picture | Listing) -> dict[str, Any]:
+    if isinstance(part, str):
+        return {"kind": "text", "text": part}
+    if isinstance(part, Listing):
+        return {"kind": "listing", "title": part.title, "text": part.text, "opened": part.opened}
+    if isinstance(part, Picture):
+        content = read_bytes(part.path.with_name(part.path.name + ".png"))
+        return {"kind": "picture", "caption": part.caption, "uri": png_uri(content)}
+    groups = groups_of(part.columns)
+    numeric = [part.is_numeric(place) for place in range(len(part.columns))]
+    rows = zip(part.rows, part.shown(), part.best(), strict=True)
+    return {
+        "kind": "table",
+        "title": part.title,
+        "anchor": f"table-{_slug(part.name)}",
+        "note": part.note,
+        "groups": groups if any(name for name, _ in groups) else [],
+        "headings": [(column.name, number) for column, number in zip(part.columns, numeric, strict=True)],
+        "rows": [[_cell(*cell) for cell in zip(*row, numeric, strict=True)] for row in rows],
+        "forms": [("LaTeX", part.latex()), ("Markdown", part.markdown()), ("CSV", part.csv())],
+    }
+
+
+def _cell(value: Any, text: str, best: Any, numeric: bool) -> dict[str, Any]:
+    number = value[0] if isinstance(value, tuple) else value
+    sorts = isinstance(number, int | float) and not isinstance(number, bool)
+    shown = {"text": text, "numeric": numeric, "best": bool(best)}
+    return {**shown, "value": repr(number) if sorts else None, "missing": number is None}
+
+
+def markdown(title: str, lines: Sequence[str], sections: Sequence[Section], folder: Path) -> str:
+    """The same as Markdown, with pictures as files relative to ``folder``."""
+    blocks = [f"# {escape_markdown(title)}", *map(escape_markdown, lines)]
+    for section in sections:
+        blocks.append(f"## {escape_markdown(section.title)}")
+        for part in section.parts:
+            if isinstance(part, str):
+                blocks.append(escape_markdown(part))
+            elif isinstance(part, ResultTable):
+                heading = [f"### {escape_markdown(part.title)}"] if part.title != section.title else []
+                blocks += [*heading, part.markdown()]
+            elif isinstance(part, Picture):
+                blocks.append(f"![{escape_markdown(part.caption)}]({_link(part.path, folder)}.png)")
+            else:
+                blocks += [f"### {escape_markdown(part.title)}", code(part.text.splitlines())]
+    return "\n\n".join(filter(None, blocks)) + "\n"
+
+
+def _link(path: Path, folder: Path) -> str:
+    """Path as seen from the report, with what Markdown would obey written as in an address."""
+    return quote(Path(os.path.relpath(path.resolve(), folder.resolve())).as_posix())
+
+
+def _tables(sections: Sequence[Section]) -> list[ResultTable]:
+    return [part for section in sections for part in section.parts if isinstance(part, ResultTable)]
+
+
+def _slug(text: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-") or "table"
+
+
+def _several(n: int, word: str) -> str:
+    return f"{n} {word}" + "s" * (n != 1)

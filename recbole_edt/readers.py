@@ -1,0 +1,387 @@
+"""Raw tables to blocks of rows: JSON lines, Python literals, CSV, TSV and Parquet, gzip or plain.
+
+Nothing is ever whole in memory, nothing is evaluated, and a line that cannot be used is counted, not passed over.
+"""
+
+from __future__ import annotations
+
+import ast
+import csv
+import gzip
+import html
+import json
+import re
+import zlib
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from io import TextIOWrapper
+from itertools import islice
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+import pandas as pd
+from tqdm import tqdm
+
+from recbole_edt.atomic import sanitize
+from recbole_edt.errors import DataError
+
+BLOCK_ROWS = 2**16
+_CHUNK_BYTES = 2**22
+MAX_LINE_BYTES = 2**26
+"""A longer line means that the file has no lines at all."""
+MAX_TEXT = 10_000
+"""Characters of a text that are looked at."""
+MANY = 10_000
+"""Lines after which too many bad ones stop the reading before the end of the file."""
+PER_SECOND = {"s": 1.0, "ms": 1e3, "us": 1e6, "ns": 1e9}
+
+Column = str | Sequence[str]
+"""Name of a column, or several of which the first that a file has counts."""
+Block = tuple[list[int], list[tuple[Any, ...]]]
+"""Numbers of lines (from 1) or rows, and the values of each in the order of the columns asked for."""
+
+
+@dataclass
+class Tally:
+    """What was read of one file, and what could not be used."""
+
+    path: Path
+    max_bad_share: float = 0.0
+    """Share of unusable lines above which reading stops with an error."""
+    lines: int = 0
+    bad: int = 0
+    first: str = ""
+    """The first unusable line: its number, what is wrong, how it begins."""
+
+    def fault(self, number: int, problem: str, content: Any) -> None:
+        """Count a line that cannot be used."""
+        self.bad += 1
+        if not self.first:
+            self.first = f"line {number}: {problem}: {_excerpt(content)}"
+
+    def check(self, done: bool = False) -> None:
+        """Raises: DataError if too many lines were unusable; before the end of the file only after many lines."""
+        if self.bad > self.max_bad_share * self.lines and (done or self.lines >= MANY):
+            raise DataError(
+                f"{self.path}: {self.bad:,} of the {self.lines:,} lines read are unusable, more than the share "
+                f"{self.max_bad_share:g} of prepare.max_bad_share; {self.first}; is it the right file, whole?"
+            )
+
+
+def blocks(
+    tally: Tally,
+    columns: Sequence[Column],
+    wanted: Callable[[bytes], bool] | None = None,
+    optional: Collection[Column] = (),
+) -> Iterator[Block]:
+    """Rows of a file in blocks, each the values of ``columns``; None where a JSON line lacks one.
+
+    The ending says what the file is: ``.json`` and ``.jsonl`` (JSON or a Python literal on each line), ``.csv``,
+    ``.tsv`` and ``.txt`` (the header line shows the separator), ``.parquet``; all but the last also gzipped.
+
+    Args:
+        tally: of the file; counts its lines.
+        columns: their names in the file.
+        wanted: of a JSON line, whether it is worth parsing; others are counted and left out.
+        optional: columns that a table may lack; their values are then None.
+
+    Raises: DataError if the file is missing, damaged, cut off, lacks a column, or has too many unusable lines.
+    """
+    kind = _kind(tally.path)
+    if kind in (".json", ".jsonl"):
+        yield from _json_blocks(tally, columns, wanted)
+    elif kind == ".parquet":
+        yield from _parquet_blocks(tally, columns, optional)
+    else:
+        yield from _delimited_blocks(tally, columns, optional)
+    tally.check(done=True)
+
+
+def seconds(values: Sequence[Any], unit: str = "s") -> np.ndarray:
+    """``[n]`` float64 seconds since 1970 (UTC), NaN for what is no time.
+
+    Numbers, also as text, are in ``unit``; any other text is a date, or date and time, of ISO 8601.
+    """
+    try:
+        times = np.array(values, dtype=np.float64)
+    except (TypeError, ValueError, OverflowError):
+        times = np.array([_number(value) for value in values])
+        rest = np.flatnonzero(np.isnan(times))
+        times /= PER_SECOND[unit]
+        times[rest] = _dates([values[row] for row in rest])
+    else:
+        times /= PER_SECOND[unit]
+    times[~np.isfinite(times)] = np.nan
+    return times
+
+
+_ZONE = re.compile(r"(?:Z|:[\d.,]*[+-]\d\d(?::?\d\d)?)\s*$")
+
+
+def _dates(values: Sequence[Any]) -> np.ndarray:
+    """Seconds of ISO dates; one without a time zone is UTC."""
+    # pandas takes a text without a zone to have that of a text before it, so the two kinds are parsed apart.
+    texts = pd.Series(values, dtype=object)
+    zoned = np.array([isinstance(value, str) and _ZONE.search(value) is not None for value in values], dtype=bool)
+    found = np.empty(len(texts))
+    for kind in (zoned, ~zoned):
+        dates = pd.to_datetime(texts[kind], utc=True, errors="coerce", format="ISO8601")
+        found[kind] = ((dates - pd.Timestamp(0, tz="UTC")) / pd.Timedelta("1s")).to_numpy(np.float64)
+    return found
+
+
+_TAG = re.compile(r"<(script|style)\b.*?</\1\s*>|<!--.*?-->|</?[a-zA-Z][^<>]*>", re.DOTALL | re.IGNORECASE)
+
+
+def plain_text(value: Any) -> str:
+    """One line of text without HTML: entities resolved, tags out, white space single.
+
+    Lists become their distinct texts, in order; what is neither text nor number becomes nothing.
+    """
+    texts = dict.fromkeys(filter(None, map(_plain, _flat(value))))
+    return " ".join(texts)
+
+
+def plain_labels(value: Any) -> str:
+    """Distinct labels of a list, or of the first of several lists, separated by commas."""
+    if isinstance(value, list) and value and isinstance(value[0], list):
+        value = value[0]
+    return ", ".join(dict.fromkeys(filter(None, map(_plain, _flat(value)))))
+
+
+def _plain(text: str) -> str:
+    text = html.unescape(html.unescape(text[:MAX_TEXT]))  # shops escape what is escaped already
+    return " ".join(sanitize(_TAG.sub(" ", text)).split())
+
+
+def _flat(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, (int, float)) and not isinstance(value, bool):
+        yield str(value)
+    elif isinstance(value, (list, tuple)):
+        for one in value:
+            yield from _flat(one)
+
+
+def _number(value: Any) -> float:
+    try:
+        return float(value)
+    except (TypeError, ValueError, OverflowError):
+        return np.nan
+
+
+def _excerpt(content: Any) -> str:
+    text = repr(content.decode("utf-8", "replace") if isinstance(content, bytes) else content)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+# ---- files -------------------------------------------------------------------------------------------------------
+
+
+def _kind(path: Path) -> str:
+    """The ending that says what a file is."""
+    kind = Path(path.name.lower().removesuffix(".gz")).suffix
+    if kind not in (".json", ".jsonl", ".csv", ".tsv", ".txt", ".parquet"):
+        raise DataError(f"{path}: the ending says no format; known are .json, .jsonl, .csv, .tsv, .txt and .parquet")
+    return kind
+
+
+@contextmanager
+def file_progress(path: Path, doing: str) -> Iterator[tuple[IO[bytes], Callable[[], None]]]:
+    """The file as it is, and what moves a progress bar to where it has been read.
+
+    Raises: DataError if it is missing or cannot be read.
+    """
+    try:
+        with (
+            path.open("rb") as file,
+            tqdm(
+                total=path.stat().st_size,
+                desc=f"{doing} {path.name}",
+                unit="B",
+                unit_scale=True,
+                delay=1,
+                leave=False,
+                disable=None,
+            ) as bar,
+        ):
+
+            def advance() -> None:
+                bar.update(file.tell() - bar.n)
+
+            yield file, advance
+    except FileNotFoundError:
+        raise DataError(f"{path}: no such file; check the folder and the name") from None
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror or error})") from error
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[tuple[IO[bytes], Callable[[], None]]]:
+    """The file's content, unzipped if it is gzip whatever its ending, and what moves the progress bar."""
+    with file_progress(path, "reading") as (raw, advance):
+        zipped = raw.read(2) == b"\x1f\x8b"
+        raw.seek(0)
+        content: Any = gzip.GzipFile(fileobj=raw) if zipped else raw
+        try:
+            yield content, advance
+        except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+            raise DataError(f"{path}: the gzip file is cut off or damaged ({error}); fetch it again") from error
+
+
+def _lines(path: Path) -> Iterator[list[bytes]]:
+    """Lines without their ends, some megabytes at a time."""
+    with _opened(path) as (file, advance):
+        rest = b""
+        while chunk := file.read(_CHUNK_BYTES):
+            lines = (rest + chunk).split(b"\n")
+            rest = lines.pop()
+            if len(rest) > MAX_LINE_BYTES:
+                raise DataError(f"{path}: a line of more than {MAX_LINE_BYTES:,} bytes; expected one record a line")
+            yield lines
+            advance()
+        if rest:
+            yield [rest]
+
+
+# ---- JSON lines --------------------------------------------------------------------------------------------------
+
+
+def _json_blocks(tally: Tally, columns: Sequence[Column], wanted: Callable[[bytes], bool] | None) -> Iterator[Block]:
+    values = _getter(columns)
+    for lines in _lines(tally.path):
+        numbers, rows = [], []
+        for number, line in enumerate(lines, tally.lines + 1):
+            if not line.strip() or (wanted is not None and not wanted(line)):
+                continue
+            try:
+                row = values(_record(line))
+            except ValueError as error:
+                tally.fault(number, str(error), line)
+                continue
+            numbers.append(number)
+            rows.append(row)
+        tally.lines += len(lines)
+        tally.check()
+        yield numbers, rows
+
+
+def _record(line: bytes) -> dict[str, Any]:
+    """A JSON object, or the Python literal of a dict that the older files have; nothing is evaluated.
+
+    Raises: ValueError saying what is wrong.
+    """
+    try:
+        record = _decode(line.decode("utf-8"))
+    except (ValueError, RecursionError) as error:
+        try:
+            record = ast.literal_eval(line.decode("utf-8").strip())
+        except (ValueError, SyntaxError, RecursionError, MemoryError):
+            reason = error.msg if isinstance(error, json.JSONDecodeError) else type(error).__name__
+            raise ValueError(f"neither JSON nor a Python literal ({reason})") from None
+    if not isinstance(record, dict):
+        raise ValueError("expected an object with named fields")
+    return record
+
+
+_decode = json.JSONDecoder().decode
+
+
+def _getter(columns: Sequence[Column]) -> Callable[[dict[str, Any]], tuple[Any, ...]]:
+    """What takes the columns out of a record; of alternatives the first that holds something."""
+    plain = [column for column in columns if isinstance(column, str)]
+    if len(plain) == len(columns):
+        return lambda record: tuple(map(record.get, plain))
+    names = [(column,) if isinstance(column, str) else tuple(column) for column in columns]
+
+    def values(record: dict[str, Any]) -> tuple[Any, ...]:
+        return tuple(next((record[name] for name in of if record.get(name)), None) for of in names)
+
+    return values
+
+
+# ---- tables ------------------------------------------------------------------------------------------------------
+
+
+def _positions(
+    path: Path, header: Sequence[str], columns: Sequence[Column], optional: Collection[Column]
+) -> list[int | None]:
+    """Where the columns stand; of alternatives the first that is there, None for an optional one that is not.
+
+    Raises: DataError naming every other column that is missing.
+    """
+    found: list[int | None] = []
+    missing = []
+    for column in columns:
+        names = [column] if isinstance(column, str) else list(column)
+        place = next((header.index(name) for name in names if name in header), None)
+        if place is None and column not in optional:
+            missing.append(" or ".join(repr(name) for name in names))
+        found.append(place)
+    if missing:
+        raise DataError(
+            f"{path}: no column {', '.join(missing)} (found: {', '.join(map(repr, header))}); "
+            "correct prepare.columns or prepare.item_columns"
+        )
+    return found
+
+
+def _delimited_blocks(tally: Tally, columns: Sequence[Column], optional: Collection[Column]) -> Iterator[Block]:
+    with _opened(tally.path) as (file, advance):
+        text = TextIOWrapper(file, encoding="utf-8-sig", errors="surrogateescape", newline="")
+        first = text.readline()
+        separator = max("\t,;|", key=first.count)
+        header = [name.strip() for name in next(csv.reader([first], delimiter=separator), [])]
+        places = _positions(tally.path, header, columns, optional)
+        tally.lines = 1
+        rows = _csv_rows(tally, csv.reader(text, delimiter=separator), len(header))
+        while block := list(islice(rows, BLOCK_ROWS)):
+            values = [tuple(None if place is None else row[place] for place in places) for _, row in block]
+            yield [number for number, _ in block], values
+            tally.check()
+            advance()
+
+
+def _csv_rows(tally: Tally, reader: Any, width: int) -> Iterator[tuple[int, list[str]]]:
+    """Numbered rows that have as many fields as the header."""
+    while True:
+        try:
+            row = next(reader)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            tally.lines = 1 + reader.line_num
+            tally.fault(tally.lines, str(error), "")
+            continue
+        tally.lines = 1 + reader.line_num
+        if len(row) == width:
+            yield tally.lines, row
+        elif row:
+            tally.fault(tally.lines, f"{len(row)} fields where the header has {width}", row)
+
+
+def _parquet_blocks(tally: Tally, columns: Sequence[Column], optional: Collection[Column]) -> Iterator[Block]:
+    try:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+    except ImportError:
+        raise DataError(f'{tally.path}: Parquet needs pyarrow; pip install "recbole_edt[parquet]"') from None
+    try:
+        with pq.ParquetFile(tally.path) as file:
+            header = file.schema_arrow.names
+            places = _positions(tally.path, header, columns, optional)
+            names = [None if place is None else header[place] for place in places]
+            there = list(dict.fromkeys(name for name in names if name is not None))
+            for batch in file.iter_batches(BLOCK_ROWS, columns=there):
+                empty = [None] * batch.num_rows
+                values = [empty if name is None else batch.column(name).to_pylist() for name in names]
+                numbers = list(range(tally.lines + 1, tally.lines + batch.num_rows + 1))
+                tally.lines += batch.num_rows
+                yield numbers, list(zip(*values, strict=True))
+    except FileNotFoundError:
+        raise DataError(f"{tally.path}: no such file; check the folder and the name") from None
+    except (OSError, pa.ArrowException) as error:
+        raise DataError(f"{tally.path}: no readable Parquet file ({error}); fetch or write it again") from error

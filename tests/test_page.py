@@ -1,0 +1,286 @@
+"""The report of finished runs: one page that loads nothing, opened in a real browser, and its other forms."""
+
+from __future__ import annotations
+
+import html
+import json
+import re
+import shlex
+import shutil
+from pathlib import Path
+
+import pytest
+from browser import browser  # noqa: F401  (a fixture)
+from conftest import QUICK, write_tiny
+
+from recbole_edt import config, page, pipeline
+from recbole_edt.cli import parse, run
+from recbole_edt.errors import DataError
+from recbole_edt.figures import new, save
+from recbole_edt.tables import Column, ResultTable, read
+
+OPTIONS = {**QUICK, "epochs": 2, "finetune_epochs": 1}
+TINY = ["--dataset=tiny", *(f"--{key}={value}" for key, value in OPTIONS.items())]
+EVIL = (
+    "</script><script>document.title='broken'</script><img src=x onerror=document.title='broken'>\\input{x} & $x$ _a_ |"
+)
+LONG = "a-name-that-does-not-end-" * 12
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A working directory with four runs, two of them of one model, and an experiment with names of the worst kind."""
+    place = tmp_path_factory.mktemp("page")
+    write_tiny(place / "atomic_files", "tiny")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(place)
+        assert run([*TINY, "--models=Pop,SASRec,LLMEDT"]) == 0
+        assert run(["train", *TINY, "--model=SASRec", "--learning_rate=0.01"]) == 0
+        folder = Path("runs/tiny-experiments/evil")
+        columns = ["name", Column(EVIL, "a <b>", 3, "max"), Column("n", "a <b>")]
+        rows = [(EVIL, 0.5, 10), (LONG, 0.25, 9), ("no value", None, None), ("small", -1.5, 100)]
+        ResultTable(EVIL, EVIL, columns, rows, EVIL, f"python run_edt.py experiment --x={EVIL}").save(folder)
+        save(new()[0], folder / "figure.png")
+        assert run(["report", *TINY, "--models=Pop,SASRec,LLMEDT"]) == 0
+    return place
+
+
+def report_of(place: Path) -> Path:
+    (folder,) = (place / "runs").glob("tiny-*/report")
+    return folder
+
+
+def runs_of(place: Path) -> list[Path]:
+    return sorted(path.parent for path in report_of(place).parent.glob("*/result.json"))
+
+
+@pytest.fixture
+def there(place, monkeypatch):
+    monkeypatch.chdir(place)
+    return place
+
+
+# ---- what is written ---------------------------------------------------------------------------------------------
+
+
+def test_the_page_the_tables_and_the_figures_are_all_there(place):
+    folder = report_of(place)
+    names = {path.stem for path in (folder / "tables").iterdir()}
+    assert {"results", "groups", "tests", "models", "data", "settings", "versions"} < names
+    assert {path.suffix for path in (folder / "tables").iterdir()} == {".json", ".md", ".csv", ".tex"}
+    assert {path.name for path in (folder / "figures").iterdir()} == {
+        "results.png", "results.pdf", "curves.png", "curves.pdf"
+    }  # fmt: skip
+    assert read(folder / "tables/results.json").shown()[0][0].startswith("Pop")
+
+
+def test_numbers_are_those_of_the_runs_and_runs_of_one_model_are_told_apart(place):
+    table = read(report_of(place) / "tables/results.json")
+    assert [row[0].rstrip("†") for row in table.rows] == [
+        "Pop", "SASRec (learning_rate=0.001)", "SASRec (learning_rate=0.01)", "LLMEDT"
+    ]  # fmt: skip
+    place_of = [column.heading for column in table.columns].index("overall ndcg@10")
+    for folder in runs_of(place):
+        result = json.loads((folder / "result.json").read_text())
+        assert any(row[place_of] == pytest.approx(result["test"]["ndcg@10"]) for row in table.rows)
+
+
+def test_the_run_under_the_settings_as_they_are_is_tested_against_all_others(there):
+    assert read(report_of(there) / "tables/tests.json").title == "LLMEDT against the others, ndcg@10"
+    assert run(["report", *TINY, "--model=SASRec", "--learning_rate=0.01"]) == 0
+    table = read(report_of(there) / "tables/tests.json")
+    assert table.title == "SASRec (learning_rate=0.01) against the others, ndcg@10"
+    assert run(["report", *TINY, "--models=Pop,SASRec,LLMEDT"]) == 0
+
+
+def test_one_html_file_holds_everything_and_names_no_address_but_its_own(place):
+    text = (report_of(place) / "report.html").read_text(encoding="utf-8")
+    assert "default-src 'none'" in text and text.count("<script>") == 1
+    assert text.count("data:image/png;base64,") == 3
+    assert not re.search(r"<(link|iframe|object|embed|base|form)\b|url\(|@import|https?://|\son\w+=(?!document)", text)
+    assert not re.search(r"(src|href)=\"(?!data:image/png;base64,|#)", text)
+    assert EVIL not in text and str(html.escape(EVIL, quote=False)).replace("'", "&#39;") in text
+
+
+def test_markdown_links_its_figures_and_escapes_names(place):
+    folder = report_of(place)
+    text = (folder / "report.md").read_text(encoding="utf-8")
+    links = re.findall(r"!\[[^\]]*\]\(([^)]*)\)", text)
+    assert len(links) == 3 and all((folder / link).is_file() for link in links)
+    obeyed = "\n".join(line for line in text.splitlines() if not line.startswith("    "))  # the rest is code
+    assert "<script" not in obeyed and "<img" not in obeyed
+
+
+def test_every_run_has_a_command_that_names_its_own_folder(there):
+    for run_ in page.read_runs([report_of(there).parent]):
+        arguments = shlex.split(" ".join(page.command_of(run_)))
+        assert arguments[:2] == ["python", "run_edt.py"]
+        stage, values, _ = parse(arguments[2:])
+        dataset = values.pop("dataset")
+        settings = config.load(dataset, [], {key: config.read_yaml(value) for key, value in values.items()})
+        folder = pipeline.run_directory(pipeline.open_experiment(settings), settings.model)
+        assert stage == "train" and folder.resolve() == run_.folder
+
+
+def test_the_data_have_commands_with_the_keys_that_were_given(there):
+    lines = page.data_commands(config.load("tiny"))
+    assert lines[0] == "python run_edt.py prepare --dataset=tiny"
+    assert "python run_edt.py augment --dataset=tiny --augment.n_clusters=3" in lines
+
+
+# ---- which runs --------------------------------------------------------------------------------------------------
+
+
+def test_named_folders_of_runs_make_a_report_elsewhere(there):
+    sasrec = [str(path) for path in runs_of(there) if path.name.startswith("SASRec")]
+    assert run(["report", f"--runs={','.join(sasrec)}"]) == 0
+    table = read(there / "runs/report/tables/results.json")
+    assert len(table.rows) == 2 and not (there / "runs/report/tables/tests.json").exists()
+    assert len(page.read_runs([report_of(there).parent])) == 4
+
+
+def test_runs_without_their_data_are_reported_without_a_data_card(there, tmp_path):
+    shutil.copytree(runs_of(there)[0], tmp_path / "run")
+    result = json.loads((tmp_path / "run/result.json").read_text())
+    result |= {"data_path": str(tmp_path / "gone"), "dataset": "other-edt"}
+    (tmp_path / "run/result.json").write_text(json.dumps(result))
+    assert run(["report", f"--runs={tmp_path}/run", f"--output={tmp_path}/out"]) == 0
+    assert "The data set is not at hand" in (tmp_path / "out/report.md").read_text(encoding="utf-8")
+
+
+def test_runs_of_other_candidates_are_refused_and_named(there, tmp_path, capsys):
+    one, other = runs_of(there)[:2]
+    shutil.copytree(other, tmp_path / "other")
+    about = json.loads((tmp_path / "other/ranks.json").read_text())
+    (tmp_path / "other/ranks.json").write_text(json.dumps({**about, "candidates_hash": "other"}))
+    assert run(["report", f"--runs={one},{tmp_path}/other"]) == 1
+    error = capsys.readouterr().err
+    assert "differ in candidates_hash" in error and str(tmp_path / "other") in error
+
+
+def test_folders_without_runs_and_models_for_production_are_refused_all_at_once(there, tmp_path):
+    full = tmp_path / "all-data"
+    shutil.copytree(runs_of(there)[0], full)
+    result = json.loads((full / "result.json").read_text())
+    (full / "result.json").write_text(json.dumps({**result, "trained_on": "everything"}))
+    with pytest.raises(DataError, match="(?s)nothing: no finished run.*can be compared with nothing"):
+        page.read_runs([tmp_path / "nothing", full])
+
+
+def test_runs_over_the_same_seeds_get_their_means(there, tmp_path):
+    source = next(path for path in runs_of(there) if path.name.startswith("Pop"))
+    for seed in (42, 44):
+        shutil.copytree(source, tmp_path / f"Pop-{seed}")
+        path = tmp_path / f"Pop-{seed}/config.yaml"
+        path.write_text(re.sub(r"(?m)^seed: .*$", f"seed: {seed}", path.read_text()))
+    runs = page.read_runs([tmp_path])
+    assert [one.name for one in runs] == ["Pop (seed=42)", "Pop (seed=44)"]
+    assert list(page._over_seeds(runs)) == ["Pop"] and page._over_seeds(runs[:1]) == {}
+    assert run(["report", f"--runs={tmp_path}", f"--output={tmp_path}/out"]) == 0
+    assert read(tmp_path / "out/tables/means.json").shown()[0][1].endswith("± 0.0000")
+
+
+def test_copies_of_a_run_are_named_by_their_folders_and_never_by_a_whole_path(there, tmp_path):
+    for name in ("one", "two"):
+        shutil.copytree(runs_of(there)[0], tmp_path / name / "run")
+    names = [one.name for one in page.read_runs([tmp_path / "one", tmp_path / "two"])]
+    assert names == ["one/run", "two/run"]
+
+
+def test_an_experiments_folder_of_another_data_set_is_left_alone(tmp_path):
+    table = ResultTable("t", "T", ["a"], [("x",)])
+    for name in ("tiny-experiments/one", "tiny-more-experiments/one", "tiny-tuning-0123abcd", "tiny-01234567/x"):
+        table.save(tmp_path / name)
+    (tmp_path / "tiny-experiments/empty").mkdir()
+    settings = config.load("tiny", [], {"runs_path": str(tmp_path)})
+    found = [path.relative_to(tmp_path).as_posix() for path in page.experiment_folders(settings)]
+    assert found == ["tiny-experiments/one", "tiny-tuning-0123abcd"]
+
+
+def test_a_damaged_table_of_an_experiment_is_named(there, tmp_path):
+    table = ResultTable("t", "T", ["a"], [("x",)])
+    table.save(tmp_path)
+    text = (tmp_path / "table.json").read_text().replace('"x"', "{}")
+    (tmp_path / "table.json").write_text(text)
+    with pytest.raises(DataError, match="table.json: no table of results"):
+        page._experiment(tmp_path)
+
+
+# ---- in a browser ------------------------------------------------------------------------------------------------
+
+TABLE = "document.querySelector('table#table-results')"
+EVIL_TABLE = "document.querySelector('section#evil table')"
+
+
+def column(table: str, place: int) -> str:
+    return f"Array.from({table}.tBodies[0].rows).map(row => row.cells[{place}].textContent)"
+
+
+def test_the_browser_loads_one_file_and_has_nothing_to_complain_about(place, browser):  # noqa: F811
+    browser.open(report_of(place) / "report.html")
+    assert [url[:5] for url in browser.requests() if not url.startswith("data:image/png")] == ["file:"]
+    assert browser.complaints() == []
+    assert browser.evaluate("document.title") == "tiny: 4 runs"
+    assert browser.evaluate("Array.from(document.images).every(image => image.naturalWidth > 300 && image.alt)")
+
+
+def test_names_from_data_are_text_and_nothing_else(place, browser):  # noqa: F811
+    browser.open(report_of(place) / "report.html")
+    assert browser.evaluate("document.querySelectorAll('script').length") == 1
+    assert browser.evaluate(f"{EVIL_TABLE}.tBodies[0].rows[0].cells[0].textContent") == EVIL
+    assert browser.evaluate("document.querySelector('section#evil h2').textContent") == EVIL
+    assert "broken" not in browser.evaluate("document.title")
+
+
+def test_a_click_sorts_numbers_and_what_is_missing_stays_last(place, browser):  # noqa: F811
+    browser.open(report_of(place) / "report.html")
+    click = f"{EVIL_TABLE}.querySelector('button[data-place=\"2\"]').click()"
+    orders = []
+    for _ in range(3):
+        browser.evaluate(click)
+        orders.append(browser.evaluate(column(EVIL_TABLE, 2)))
+    assert orders == [["100", "10", "9", "n/a"], ["9", "10", "100", "n/a"], ["100", "10", "9", "n/a"]]
+    assert browser.evaluate(f"{EVIL_TABLE}.querySelectorAll('[aria-sort=descending]').length") == 1
+    browser.evaluate(f"{EVIL_TABLE}.querySelector('button[data-place=\"0\"]').click()")
+    assert browser.evaluate(column(EVIL_TABLE, 0))[-1] == "small"
+    assert browser.evaluate(column(TABLE, 0))[0].startswith("Pop")  # another table stays as it is
+
+
+def test_the_keyboard_alone_sorts_too(place, browser):  # noqa: F811
+    browser.open(report_of(place) / "report.html")
+    browser.evaluate(f"{TABLE}.querySelector('button[data-place=\"0\"]').focus()")
+    browser.press("Tab")
+    assert browser.evaluate("document.activeElement.dataset.place") == "1"
+    for key in ("Enter", " "):
+        browser.press(key)
+    values = [float(text) for text in browser.evaluate(column(TABLE, 1))]
+    assert values == sorted(values) and len(set(values)) > 1
+    assert browser.evaluate("document.activeElement.parentElement.getAttribute('aria-sort')") == "ascending"
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [360, 1400])
+def test_it_fits_narrow_and_wide_windows_and_can_be_read_in_light_and_dark(place, browser, scheme, width):  # noqa: F811
+    browser.open(report_of(place) / "report.html", width, 900, scheme)
+    assert browser.evaluate("document.documentElement.scrollWidth") <= width
+    colours = browser.evaluate(
+        "['color', 'backgroundColor'].map(key => getComputedStyle(document.body)[key].match(/\\d+/g).map(Number))"
+    )
+    assert contrast(*colours) > 7
+    best = browser.evaluate(f"getComputedStyle({TABLE}.querySelector('strong')).color.match(/\\d+/g).map(Number)")
+    cell = browser.evaluate(
+        "getComputedStyle(document.querySelector('.card')).backgroundColor.match(/\\d+/g).map(Number)"
+    )
+    assert contrast(best, cell) > 4.5
+
+
+def contrast(one: list[float], other: list[float]) -> float:
+    """Contrast ratio of two colours as WCAG 2 defines it."""
+
+    def luminance(colour: list[float]) -> float:
+        parts = [value / 255 for value in colour[:3]]
+        linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
+        return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+    low, high = sorted((luminance(one), luminance(other)))
+    return (high + 0.05) / (low + 0.05)

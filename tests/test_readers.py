@@ -1,0 +1,262 @@
+"""Raw files in the formats they are published in, whole and damaged."""
+
+import gzip
+import json
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from recbole_edt import readers
+from recbole_edt.errors import DataError
+from recbole_edt.readers import Tally, blocks, plain_labels, plain_text, seconds
+
+REVIEWS = [
+    {"reviewerID": "A1", "asin": "B1", "unixReviewTime": 1400000000, "overall": 5.0, "reviewText": "fine"},
+    {"reviewerID": "A2", "asin": "B2", "overall": 3.0},
+]
+COLUMNS = ("reviewerID", "asin", "unixReviewTime")
+ROWS = [("A1", "B1", 1400000000), ("A2", "B2", None)]
+
+
+def read(path, columns=COLUMNS, share=0.0, wanted=None):
+    tally = Tally(path, share)
+    found = [pair for numbers, rows in blocks(tally, columns, wanted) for pair in zip(numbers, rows, strict=True)]
+    return found, tally
+
+
+def rows(path, columns=COLUMNS, **more):
+    return [row for _, row in read(path, columns, **more)[0]]
+
+
+def json_lines(records):
+    return "".join(json.dumps(one) + "\n" for one in records).encode()
+
+
+class TestJsonLines:
+    def test_gives_the_fields_asked_for_and_none_where_one_is_missing(self, tmp_path):
+        path = tmp_path / "reviews.json"
+        path.write_bytes(json_lines(REVIEWS))
+        assert rows(path) == ROWS
+
+    @pytest.mark.parametrize("name", ["reviews.json.gz", "reviews.json"])
+    def test_gzip_is_told_by_its_content(self, tmp_path, name):
+        path = tmp_path / name
+        path.write_bytes(gzip.compress(json_lines(REVIEWS)))
+        assert rows(path) == ROWS
+
+    def test_python_literals_of_2014_are_read_without_evaluating_them(self, tmp_path):
+        path = tmp_path / "meta.json"
+        bad = b"__import__('os').mkdir('hacked')\n"
+        path.write_bytes(b"{'asin': 'B1', 'title': \"O'Neill\", 'categories': [['A', 'B']]}\n" + bad)
+        found, tally = read(path, ("asin", "title", "categories"), share=0.5)
+        assert found == [(1, ("B1", "O'Neill", [["A", "B"]]))]
+        assert (tally.lines, tally.bad) == (2, 1)
+        assert tally.first.startswith("line 2: neither JSON nor a Python literal")
+        assert not list(tmp_path.glob("hacked"))
+
+    def test_the_first_bad_line_is_shown_with_its_number(self, tmp_path):
+        path = tmp_path / "reviews.jsonl"
+        path.write_bytes(json_lines(REVIEWS) + b'{"reviewerID": "A3", "as\n[1, 2]\n')
+        with pytest.raises(
+            DataError, match=r"2 of the 4 lines read are unusable.*line 3: neither JSON.*A3.*right file"
+        ):
+            read(path)
+        found, tally = read(path, share=0.5)
+        assert len(found) == 2 and tally.bad == 2
+
+    def test_too_many_bad_lines_stop_the_reading_before_the_end(self, tmp_path, monkeypatch):
+        path = tmp_path / "reviews.jsonl"
+        path.write_bytes(b"no JSON\n" * 1000)
+        monkeypatch.setattr(readers, "MANY", 10)
+        monkeypatch.setattr(readers, "_CHUNK_BYTES", 160)
+        with pytest.raises(DataError, match="20 of the 20 lines read"):
+            read(path, share=0.01)
+
+    def test_lines_keep_their_numbers_across_chunks_and_blank_ones_do_not_matter(self, tmp_path, monkeypatch):
+        path = tmp_path / "reviews.jsonl"
+        records = [{"reviewerID": f"A{n}", "asin": "B", "unixReviewTime": n} for n in range(1, 40)]
+        path.write_bytes(b"\n" + json_lines(records).rstrip(b"\n"))
+        monkeypatch.setattr(readers, "_CHUNK_BYTES", 7)
+        found, tally = read(path)
+        assert [number for number, _ in found] == list(range(2, 41))
+        assert [row[2] for _, row in found] == list(range(1, 40))
+        assert tally.bad == 0
+
+    def test_windows_line_ends_and_characters_outside_ascii_are_read(self, tmp_path):
+        path = tmp_path / "meta.jsonl"
+        path.write_bytes('{"asin": "B1", "title": "Crème brûlée"}\r\n'.encode())
+        assert rows(path, ("asin", "title")) == [("B1", "Crème brûlée")]
+
+    def test_bytes_that_are_not_utf8_and_nesting_without_end_are_bad_lines(self, tmp_path):
+        path = tmp_path / "meta.json"
+        path.write_bytes(b'{"asin": "\xff"}\n' + b"[" * 100_000 + b'\n{"asin": "B1"}\n')
+        found, tally = read(path, ("asin",), share=0.9)
+        assert [row for _, row in found] == [("B1",)]
+        assert tally.bad == 2
+
+    def test_of_alternatives_the_first_that_holds_something_counts(self, tmp_path):
+        path = tmp_path / "meta.jsonl"
+        path.write_bytes(json_lines([{"description": [], "features": ["warm"]}, {"description": "d", "features": "f"}]))
+        assert rows(path, (("description", "features"),)) == [(["warm"],), ("d",)]
+
+    def test_lines_that_are_not_wanted_are_not_parsed(self, tmp_path):
+        path = tmp_path / "meta.jsonl"
+        path.write_bytes(b"never looked at\n" + json_lines(REVIEWS))
+        assert rows(path, wanted=lambda line: b"A2" in line) == [ROWS[1]]
+
+    def test_a_file_without_line_ends_is_refused(self, tmp_path, monkeypatch):
+        path = tmp_path / "all.json"
+        path.write_bytes(b"[" + b"1, " * 1000)
+        monkeypatch.setattr(readers, "_CHUNK_BYTES", 100)
+        monkeypatch.setattr(readers, "MAX_LINE_BYTES", 500)
+        with pytest.raises(DataError, match="a line of more than 500 bytes; expected one record a line"):
+            read(path)
+
+    def test_a_gzip_file_that_is_cut_off_is_refused(self, tmp_path):
+        path = tmp_path / "reviews.json.gz"
+        path.write_bytes(gzip.compress(json_lines(REVIEWS * 100))[:-20])
+        with pytest.raises(DataError, match="reviews.json.gz: the gzip file is cut off or damaged.*fetch it again"):
+            read(path)
+
+    def test_a_gzip_file_with_flipped_bytes_is_refused(self, tmp_path):
+        content = bytearray(gzip.compress(json_lines(REVIEWS * 100)))
+        content[30] ^= 0xFF
+        path = tmp_path / "reviews.json.gz"
+        path.write_bytes(bytes(content))
+        with pytest.raises(DataError):
+            read(path, share=1.0)
+
+    def test_a_missing_file_and_an_unknown_ending_are_named(self, tmp_path):
+        with pytest.raises(DataError, match="none.json: no such file"):
+            read(tmp_path / "none.json")
+        with pytest.raises(DataError, match="sheet.xlsx: the ending says no format; known are .json"):
+            read(tmp_path / "sheet.xlsx")
+
+    @given(st.lists(st.binary(max_size=60), max_size=20))
+    def test_whatever_the_lines_hold_each_is_read_or_counted(self, tmp_path_factory, lines):
+        lines = [line.replace(b"\n", b"") for line in lines]
+        path = tmp_path_factory.mktemp("any") / "any.json"
+        path.write_bytes(b"x" + b"\n".join(lines))  # never mistaken for gzip
+        found, tally = read(path, ("a",), share=1.0)
+        blank = sum(not line.strip() for line in lines[1:])
+        assert len(found) + tally.bad + blank == max(len(lines), 1)
+
+
+class TestDelimited:
+    @pytest.mark.parametrize(("name", "sep"), [("a.csv", ","), ("a.csv", ";"), ("a.tsv", "\t"), ("a.txt", "\t")])
+    def test_the_header_shows_the_separator(self, tmp_path, name, sep):
+        path = tmp_path / name
+        path.write_text(sep.join(["user", "note", "item"]) + "\n" + sep.join(["u1", '"a, b; ""c"""', "i1"]) + "\n")
+        assert rows(path, ("item", "user", "note")) == [("i1", "u1", 'a, b; "c"')]
+
+    def test_quoted_line_ends_gzip_and_a_byte_order_mark_are_read(self, tmp_path):
+        path = tmp_path / "a.csv.gz"
+        path.write_bytes(gzip.compress('\ufeffuser,"item"\r\nu1,"i\n1"\r\n\r\nu2,i2\r\n'.encode()))
+        assert read(path, ("user", "item"))[0] == [(3, ("u1", "i\n1")), (5, ("u2", "i2"))]
+
+    def test_a_missing_column_is_named_beside_those_there_are(self, tmp_path):
+        path = tmp_path / "a.csv"
+        path.write_text("customer,sku\nu,i\n")
+        with pytest.raises(
+            DataError, match=r"no column 'user', 'x' or 'y' \(found: 'customer', 'sku'\); correct prepare"
+        ):
+            read(path, ("user", ("x", "y"), "sku"))
+
+    def test_rows_with_another_number_of_fields_are_counted(self, tmp_path):
+        path = tmp_path / "a.csv"
+        path.write_text("user,item\nu1,i1\nu2\nu3,i3,more\nu4,i4\n")
+        found, tally = read(path, ("user",), share=0.5)
+        assert [row for _, row in found] == [("u1",), ("u4",)]
+        assert (tally.bad, tally.lines) == (2, 5)
+        assert tally.first == "line 3: 1 fields where the header has 2: ['u2']"
+
+    def test_an_empty_file_lacks_its_columns(self, tmp_path):
+        (tmp_path / "a.csv").write_text("")
+        with pytest.raises(DataError, match="no column 'user'"):
+            read(tmp_path / "a.csv", ("user",))
+
+
+class TestParquet:
+    def test_gives_columns_by_name(self, tmp_path):
+        pa = pytest.importorskip("pyarrow")
+        import pyarrow.parquet as pq
+
+        path = tmp_path / "a.parquet"
+        pq.write_table(pa.table({"item": [7, 8], "user": ["u1", None], "more": [1.5, 2.5]}), path)
+        assert read(path, ("user", "item"))[0] == [(1, ("u1", 7)), (2, (None, 8))]
+        with pytest.raises(DataError, match="no column 'sku' .found: 'item', 'user', 'more'"):
+            read(path, ("sku",))
+
+    def test_a_file_that_is_none_is_refused(self, tmp_path):
+        pytest.importorskip("pyarrow")
+        (tmp_path / "a.parquet").write_text("user,item\n")
+        with pytest.raises(DataError, match="no readable Parquet file"):
+            read(tmp_path / "a.parquet", ("user",))
+
+
+class TestSeconds:
+    def test_numbers_are_in_the_unit_and_dates_are_utc(self):
+        texts = [
+            "1588687728923",
+            "2020-05-05",
+            "2020-05-05T14:08:48.923+02:00",
+            "2020-05-05 12:08:48",
+            "soon",
+            None,
+            "",
+        ]
+        expected = [1588687728.923, 1588636800, 1588680528.923, 1588680528, np.nan, np.nan, np.nan]
+        np.testing.assert_allclose(seconds(texts, "ms"), expected, rtol=0, atol=1e-6)
+
+    def test_plain_numbers_keep_every_digit(self):
+        np.testing.assert_array_equal(seconds([1588687728923, 1.5, None], "ms"), [1588687728.923, 0.0015, np.nan])
+        np.testing.assert_array_equal(seconds([float("inf"), float("nan"), "12"]), [np.nan, np.nan, 12])
+
+    def test_dates_of_parquet_are_read(self):
+        from datetime import date, datetime, timezone
+
+        moment = datetime(2020, 5, 5, 12, tzinfo=timezone.utc)
+        np.testing.assert_array_equal(seconds([moment, date(2020, 5, 5)]), [1588680000, 1588636800])
+
+
+class TestTexts:
+    @pytest.mark.parametrize(
+        ("raw", "clean"),
+        [
+            ("Salt &amp; Pepper", "Salt & Pepper"),
+            ("Salt &amp;amp; Pepper", "Salt & Pepper"),
+            ("<b>Big</b><br/>pan", "Big pan"),
+            ("&lt;b&gt;Big&lt;/b&gt; pan", "Big pan"),
+            ("a < b and c > d", "a < b and c > d"),
+            ("x<script>alert('1')</script>y<!-- no -->z", "x y z"),
+            (" many\t\n  blanks\u2028here ", "many blanks here"),
+            (["One.", "Two.", "One.", None, {"a": 1}], "One. Two."),
+            (None, ""),
+            (True, ""),
+            (12, "12"),
+        ],
+    )
+    def test_are_plain_lines(self, raw, clean):
+        assert plain_text(raw) == clean
+
+    @pytest.mark.parametrize(
+        ("raw", "clean"),
+        [
+            ([["Sports", "Cycling"], ["Toys"]], "Sports, Cycling"),
+            (["Gift Cards", "Gift Cards"], "Gift Cards"),
+            ("Drama|War", "Drama|War"),
+            (None, ""),
+        ],
+    )
+    def test_labels_are_those_of_the_first_path(self, raw, clean):
+        assert plain_labels(raw) == clean
+
+    @given(st.text())
+    def test_have_no_line_ends_tabs_or_outer_blanks_whatever_they_held(self, raw):
+        clean = plain_text(raw)
+        assert "\n" not in clean and "\t" not in clean and clean == clean.strip()
+
+    def test_hostile_markup_takes_no_time(self):
+        assert plain_text("<script" * 10**6) and plain_text("<!--" * 10**6)
