@@ -22,13 +22,13 @@ from recbole_edt.config import Settings
 from recbole_edt.errors import ConfigError, EDTError
 from recbole_edt.evaluation import GROUP_LABELS, OVERALL, domain_metrics, domains_of, group_metrics
 from recbole_edt.files import read_json, write_json, write_safely
+from recbole_edt.methods import METHODS
+from recbole_edt.profiles import infix
 from recbole_edt.split import domain_ratio, training_rows
 from recbole_edt.tables import Column, ResultTable
 
 LLM_EDT = "LLM-EDT"
 BASELINES = ("Pop", "GRU4Rec", "BERT4Rec", "SASRec")
-OTHER_METHODS = ("LLM4CDSR",)
-"""Methods of other papers that this library may know."""
 SASREC_TEXT = "SASRec + text"
 NO_PARTS: dict[str, Any] = {"use_generated": False, "alpha": 0, "finetune_epochs": 0}
 """LLM-EDT without its three parts: its backbone on item texts."""
@@ -86,12 +86,17 @@ class Bench:
         self.say = say
         self.settings = config.with_keys(settings, {"models": list(dict.fromkeys(models))}, "the studies")
         self.laboratory = pipeline.Laboratory(self.settings, say)
-        self.rows: list[dict[str, Any]] = []
         self._own: dict[str, Settings] = {}
+        self.start()
+
+    def start(self) -> None:
+        """Before a study: none has asked for runs yet, and the ranks of the last one's are no longer held."""
+        self.rows: list[dict[str, Any]] = []
         self._done: dict[str, tuple[Path, dict[str, report.ModelResult]]] = {}
 
     @property
     def domains(self) -> tuple[str, str]:
+        """Names of domain A and B."""
         return self.laboratory.base.dataset.source.domains
 
     def written(self, rows: Sequence[Row] = ()) -> str:
@@ -184,13 +189,17 @@ def settings_of(settings: Settings, row: Row, seed: int) -> Settings:
 # ---- rows --------------------------------------------------------------------------------------------------------
 
 
+def _other_methods() -> list[str]:
+    return [name for name in METHODS if name != "LLMEDT"]
+
+
 def baselines(settings: Settings) -> list[Row]:
     """All models of table 2: those of ``models`` if it was given, else every baseline and method known here."""
     if "models" in settings.given:
         names = settings.models
     else:
-        names = (*BASELINES, *(name for name in OTHER_METHODS if config._is_model(name)), "LLMEDT")
-    rows = [Row(name, name) for name in names if name != "LLMEDT"]
+        names = (*BASELINES, *_other_methods(), "LLMEDT")
+    rows = [Row(METHODS[name].title if name in METHODS else name, name) for name in names if name != "LLMEDT"]
     return [*rows, Row(SASREC_TEXT, "LLMEDT", NO_PARTS), Row(LLM_EDT)] if "LLMEDT" in names else rows
 
 
@@ -247,13 +256,11 @@ def language_models(settings: Settings) -> list[Row]:
 
 def backbones(settings: Settings) -> list[Row]:
     """Two more backbones, alone, in LLM-EDT, and in the other methods known here."""
-    methods = [*(name for name in OTHER_METHODS if config._is_model(name)), "LLMEDT"]
     rows = []
     for backbone in ("GRU4Rec", "BERT4Rec"):
         rows.append(Row(backbone, backbone))
-        for model in methods:
-            name = LLM_EDT if model == "LLMEDT" else model
-            rows.append(Row(f"{name} ({backbone})", model, {"backbone": backbone}))
+        for model in (*_other_methods(), "LLMEDT"):
+            rows.append(Row(f"{METHODS[model].title} ({backbone})", model, {"backbone": backbone}))
     return rows
 
 
@@ -646,8 +653,8 @@ def table6(bench: Bench, rows: Sequence[Row]) -> Outcome:
 def _profiles(bench: Bench, row: Row, seed: int) -> embeddings.EmbeddingTable:
     own = bench.own(row, seed)
     bench.laboratory.make(own, row.name)
-    path = pipeline.augmented_folder(own) / f"{own.augmented}.uservec.safetensors"
-    return embeddings.EmbeddingTable.load(path)
+    name = f"{own.augmented}.{infix(own.profile.pipeline)}uservec.safetensors"
+    return embeddings.EmbeddingTable.load(pipeline.augmented_folder(own) / name)
 
 
 def cosines(first: embeddings.EmbeddingTable, second: embeddings.EmbeddingTable, users: np.ndarray) -> np.ndarray:
@@ -835,7 +842,7 @@ def experiment(settings: Settings, say: pipeline.Say, name: str) -> None:
     check(settings, [row for several in rows.values() for row in several])
     bench = Bench(settings, [row.model for several in rows.values() for row in several] or ["LLMEDT"], say)
     for study, own in rows.items():
-        bench.rows = []
+        bench.start()
         outcome = STUDIES[study].make(bench, own)
         folder = settings.runs_path / f"{settings.dataset}-experiments" / study
         write(outcome, folder, bench, command_of(settings, name, study))

@@ -18,6 +18,7 @@ from recbole_edt.cli import STUDIES, run
 from recbole_edt.embeddings import EmbeddingTable
 from recbole_edt.errors import ConfigError, DataError
 from recbole_edt.evaluation import domain_metrics, read_ranks
+from recbole_edt.methods import METHODS
 
 KEYS = {**QUICK, "epochs": 1, "finetune_epochs": 1, "models": "Pop,SASRec,LLMEDT", "seeds": [1, 2]}
 FLAGS = ["--dataset=tiny", *(f"--{key}={value}" for key, value in KEYS.items())]
@@ -43,6 +44,7 @@ def place(tmp_path_factory):
         bench = experiment.Bench(own, ["Pop", "SASRec", "LLMEDT"], lambda line: None)
         for name in SMALL:
             study = experiment.STUDIES[name]
+            bench.start()
             outcome = study.make(bench, study.rows(own))
             experiment.write(outcome, output(folder, name), bench, experiment.command_of(own, "all", name))
         yield folder, bench
@@ -269,6 +271,7 @@ def test_without_models_table_2_has_every_baseline_and_the_method(workplace):
     rows = experiment.baselines(config.load("tiny"))
     assert [row.name for row in rows][:4] == ["Pop", "GRU4Rec", "BERT4Rec", "SASRec"]
     assert [row.name for row in rows][-2:] == ["SASRec + text", "LLM-EDT"]
+    assert {method.title for method in METHODS.values()} <= {row.name for row in rows}
     assert [row.name for row in experiment.baselines(settings(models="SASRec"))] == ["SASRec"]
 
 
