@@ -22,13 +22,13 @@ from recbole_edt.config import Settings
 from recbole_edt.errors import ConfigError, EDTError
 from recbole_edt.evaluation import GROUP_LABELS, OVERALL, domain_metrics, domains_of, group_metrics
 from recbole_edt.files import read_json, write_json, write_safely
+from recbole_edt.methods import METHODS
+from recbole_edt.profiles import infix
 from recbole_edt.split import domain_ratio, training_rows
 from recbole_edt.tables import Column, ResultTable
 
 LLM_EDT = "LLM-EDT"
 BASELINES = ("Pop", "GRU4Rec", "BERT4Rec", "SASRec")
-OTHER_METHODS = ("LLM4CDSR",)
-"""Methods of other papers that this library may know."""
 SASREC_TEXT = "SASRec + text"
 NO_PARTS: dict[str, Any] = {"use_generated": False, "alpha": 0, "finetune_epochs": 0}
 """LLM-EDT without its three parts: its backbone on item texts."""
@@ -86,18 +86,32 @@ class Bench:
         self.say = say
         self.settings = config.with_keys(settings, {"models": list(dict.fromkeys(models))}, "the studies")
         self.laboratory = pipeline.Laboratory(self.settings, say)
-        self.rows: list[dict[str, Any]] = []
         self._own: dict[str, Settings] = {}
+        self.start()
+
+    def start(self) -> None:
+        """Before a study: none has asked for runs yet, and the ranks of the last one's are no longer held."""
+        self.rows: list[dict[str, Any]] = []
         self._done: dict[str, tuple[Path, dict[str, report.ModelResult]]] = {}
 
     @property
     def domains(self) -> tuple[str, str]:
+        """Names of domain A and B."""
         return self.laboratory.base.dataset.source.domains
 
-    @property
-    def asked(self) -> bool:
-        """Whether a language model wrote items or profiles."""
-        return pipeline.llm_note(self.settings).startswith("LLM")
+    def written(self, rows: Sequence[Row] = ()) -> str:
+        """What a language model wrote, and what was made without one; by row where that differs."""
+        notes: dict[str, list[str]] = {}
+        for row in rows:
+            own = self.own(row, self.settings.seeds[0])
+            notes.setdefault(pipeline.llm_note(own), []).append(row.name)
+        if len(notes) > 1:
+            return "; ".join(f"{', '.join(names)}: {note}" for note, names in notes.items())
+        return next(iter(notes), pipeline.llm_note(self.settings))
+
+    def asked(self, rows: Sequence[Row] = ()) -> bool:
+        """Whether a language model wrote items or profiles of any row."""
+        return "LLM: " in self.written(rows)
 
     def own(self, row: Row, seed: int) -> Settings:
         """The settings of a row and seed, read once."""
@@ -146,15 +160,16 @@ class Bench:
             self._done[key] = pipeline.run_directory(experiment, row.model), results
         return self._done[key]
 
-    def note(self, candidates: str, models: Sequence[str]) -> str:
+    def note(self, candidates: str, rows: Sequence[Row]) -> str:
         """What a reader must know of any table of ours: seeds, candidates, split, language model and tuning."""
+        models = list(dict.fromkeys(row.model for row in rows))
         seeds = ", ".join(map(str, self.settings.seeds))
         base = self.laboratory.base
         ranked = {"domain": "all real items of the target's domain", "all": "all real items of both domains"}
         words = ranked.get(candidates, f"{candidates.removeprefix('sampled-')} stored negatives of the target's domain")
         return (
             f"Mean ± standard deviation over seeds {seeds}; test targets, leave-one-out (split {base.split_hash[:8]}), "
-            f"candidates: {words}. {pipeline.llm_note(self.settings)}. {config.budget_note(self.settings, models)}"
+            f"candidates: {words}. {self.written(rows)}. {config.budget_note(self.settings, models)}"
         )
 
     def titled(self, title: str) -> str:
@@ -174,13 +189,17 @@ def settings_of(settings: Settings, row: Row, seed: int) -> Settings:
 # ---- rows --------------------------------------------------------------------------------------------------------
 
 
+def _other_methods() -> list[str]:
+    return [name for name in METHODS if name != "LLMEDT"]
+
+
 def baselines(settings: Settings) -> list[Row]:
     """All models of table 2: those of ``models`` if it was given, else every baseline and method known here."""
     if "models" in settings.given:
         names = settings.models
     else:
-        names = (*BASELINES, *(name for name in OTHER_METHODS if config._is_model(name)), "LLMEDT")
-    rows = [Row(name, name) for name in names if name != "LLMEDT"]
+        names = (*BASELINES, *_other_methods(), "LLMEDT")
+    rows = [Row(METHODS[name].title if name in METHODS else name, name) for name in names if name != "LLMEDT"]
     return [*rows, Row(SASREC_TEXT, "LLMEDT", NO_PARTS), Row(LLM_EDT)] if "LLMEDT" in names else rows
 
 
@@ -237,13 +256,11 @@ def language_models(settings: Settings) -> list[Row]:
 
 def backbones(settings: Settings) -> list[Row]:
     """Two more backbones, alone, in LLM-EDT, and in the other methods known here."""
-    methods = [*(name for name in OTHER_METHODS if config._is_model(name)), "LLMEDT"]
     rows = []
     for backbone in ("GRU4Rec", "BERT4Rec"):
         rows.append(Row(backbone, backbone))
-        for model in methods:
-            name = LLM_EDT if model == "LLMEDT" else model
-            rows.append(Row(f"{name} ({backbone})", model, {"backbone": backbone}))
+        for model in (*_other_methods(), "LLMEDT"):
+            rows.append(Row(f"{METHODS[model].title} ({backbone})", model, {"backbone": backbone}))
     return rows
 
 
@@ -299,15 +316,14 @@ def compared(
         reference: the row to test against all others; None leaves the tests out.
         numbers: the paper's table to stand beside ours.
     """
-    models = list(dict.fromkeys(row.model for row in rows))
     found: dict[str, ResultTable] = {}
     for candidates, runs in bench.runs(rows).items():
         ending = "" if candidates == bench.settings.candidates else f"-{candidates}"
         heading = bench.titled(title) + (f", {candidates}" if ending else "")
-        table = metric_table(runs, name + ending, heading, bench.note(candidates, models), label)
+        table = metric_table(runs, name + ending, heading, bench.note(candidates, rows), label)
         if numbers:
             theirs = paper.printed(numbers, bench.domains)
-            why = paper.difference(bench.settings, theirs, candidates, bench.asked)
+            why = paper.difference(bench.settings, theirs, candidates, bench.asked(rows))
             table = paper.beside(table, theirs, why)
         found[f"table{ending}"] = table
         if reference is not None and len(runs) > 1:
@@ -414,9 +430,9 @@ def _by_ratio(bench: Bench, runs: Sequence[report.ModelResult], candidates: str,
         cells = [_mean_and_deviation([float(one[m].loc[name]) for one in metrics]) for name in names for m in METRICS]
         rows.append((label, len(parts[0]), *cells))
     title = bench.titled("Users by domain ratio r") + (f", {candidates}" if ending else "")
-    table = ResultTable(f"table7-users{ending}", title, columns, rows, bench.note(candidates, ["LLMEDT"]))
+    table = ResultTable(f"table7-users{ending}", title, columns, rows, bench.note(candidates, whole(bench.settings)))
     numbers = paper.printed("table7", bench.domains)
-    why = paper.difference(bench.settings, numbers, candidates, bench.asked)
+    why = paper.difference(bench.settings, numbers, candidates, bench.asked())
     said = "The paper's conditions on r may also be mean ratios of its data while items are injected; it does not say."
     return paper.beside(table, numbers, f"{why} {said}")
 
@@ -449,7 +465,7 @@ def table9(bench: Bench, rows: Sequence[Row]) -> Outcome:
 def figure4(bench: Bench, rows: Sequence[Row]) -> Outcome:
     """Metrics by length of the history, per domain of the target."""
     runs = bench.runs(rows)[bench.settings.candidates]
-    table = history_table(bench, runs)
+    table = history_table(bench, runs, rows)
     drawn = pd.DataFrame(
         [
             {"history": f"{domain}, {label}", "model": column.name, "users": n, "mean": value[0], "deviation": value[1]}
@@ -460,7 +476,7 @@ def figure4(bench: Bench, rows: Sequence[Row]) -> Outcome:
     return Outcome({"table": table}, plots.bars(drawn, "history", "mean", "model", "hit@10 (mean over seeds)"), drawn)
 
 
-def history_table(bench: Bench, runs: Runs) -> ResultTable:
+def history_table(bench: Bench, runs: Runs, rows: Sequence[Row]) -> ResultTable:
     """hit@10 of users by domain of the target and length of the training history; a bin of 5-10 holds 5 to 9."""
     cells: dict[tuple[str, str], dict[str, list[float]]] = {}
     users: dict[tuple[str, str], int] = {}
@@ -473,14 +489,14 @@ def history_table(bench: Bench, runs: Runs) -> ResultTable:
                     users[place] = int(one["users"])
                     cells.setdefault(place, {}).setdefault(name, []).append(float(one["hit@10"]))
     order = [(d, label) for d in bench.domains for label in GROUP_LABELS["history"] if (d, label) in cells]
-    rows = [(*place, users[place], *(_mean_and_deviation(cells[place][name]) for name in runs)) for place in order]
+    found = [(*place, users[place], *(_mean_and_deviation(cells[place][name]) for name in runs)) for place in order]
     columns = [Column("domain"), Column("history"), Column("users")]
     columns += [Column(name, "hit@10", 4, "max", pair="deviation") for name in runs]
     note = (
-        f"{bench.note(bench.settings.candidates, ['LLMEDT'])} The length counts raw training interactions of both "
+        f"{bench.note(bench.settings.candidates, rows)} The length counts raw training interactions of both "
         "domains. The paper's figure 4 prints no numbers, and has LLMCDSR as a third model, which is not here."
     )
-    return ResultTable("figure4", bench.titled("By length of the history"), columns, rows, note, best_of="row")
+    return ResultTable("figure4", bench.titled("By length of the history"), columns, found, note, best_of="row")
 
 
 def figure5(bench: Bench, rows: Sequence[Row]) -> Outcome:
@@ -555,7 +571,7 @@ def audited(bench: Bench, rows: Sequence[Row]) -> Outcome:
         name = str(protocol) if honest else f"{protocol} ({audit.LABEL.lower()})"
         found.append((name, float(part["inserted_targets"].mean()), *cells))
     note = (
-        f"{bench.note('domain', ['LLMEDT'])} The same weights in every row: each row after the first measures a leak "
+        f"{bench.note('domain', rows)} The same weights in every row: each row after the first measures a leak "
         "of the released code's protocol, and must not stand beside another model's numbers."
     )
     table = ResultTable("audit", bench.titled("Audit of the protocol"), columns, found, note)
@@ -590,7 +606,7 @@ def table1(bench: Bench, rows: Sequence[Row]) -> Outcome:
         f"were written. Mean length of a history {_length(before):.2f} before, {_length(after):.2f} after (paper: "
         f"{lengths['before']:.2f} and {lengths['after']:.2f}). Before: {card}. {pipeline.llm_note(bench.settings)}. "
         f"Paper: Table 1, {' - '.join(numbers.domains)}. "
-        + paper.difference(bench.settings, numbers, "sampled-100", bench.asked)
+        + paper.difference(bench.settings, numbers, "sampled-100", bench.asked())
     )
     return Outcome({"table": ResultTable("table1", bench.titled("Data statistics"), columns, found, note)})
 
@@ -625,7 +641,7 @@ def table6(bench: Bench, rows: Sequence[Row]) -> Outcome:
     )
     table = ResultTable("table6", bench.titled("Profiles before and after injection"), columns, found, note)
     numbers = paper.printed("table6", bench.domains)
-    why = paper.difference(bench.settings, numbers, "sampled-100", bench.asked)
+    why = paper.difference(bench.settings, numbers, "sampled-100", bench.asked())
     drawn = pd.DataFrame(
         found, columns=["injected", "users", "all users", "users_inserted", "users with inserted rows"]
     )
@@ -637,8 +653,8 @@ def table6(bench: Bench, rows: Sequence[Row]) -> Outcome:
 def _profiles(bench: Bench, row: Row, seed: int) -> embeddings.EmbeddingTable:
     own = bench.own(row, seed)
     bench.laboratory.make(own, row.name)
-    path = pipeline.augmented_folder(own) / f"{own.augmented}.uservec.safetensors"
-    return embeddings.EmbeddingTable.load(path)
+    name = f"{own.augmented}.{infix(own.profile.pipeline)}uservec.safetensors"
+    return embeddings.EmbeddingTable.load(pipeline.augmented_folder(own) / name)
 
 
 def cosines(first: embeddings.EmbeddingTable, second: embeddings.EmbeddingTable, users: np.ndarray) -> np.ndarray:
@@ -826,7 +842,7 @@ def experiment(settings: Settings, say: pipeline.Say, name: str) -> None:
     check(settings, [row for several in rows.values() for row in several])
     bench = Bench(settings, [row.model for several in rows.values() for row in several] or ["LLMEDT"], say)
     for study, own in rows.items():
-        bench.rows = []
+        bench.start()
         outcome = STUDIES[study].make(bench, own)
         folder = settings.runs_path / f"{settings.dataset}-experiments" / study
         write(outcome, folder, bench, command_of(settings, name, study))

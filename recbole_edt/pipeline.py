@@ -125,7 +125,7 @@ def augment_data(settings: Settings, say: Say, opened: Opener = LiveWriter) -> N
     data = with_text(settings, table)
     _check_clusters(settings, data)
     folder, name = augmented_folder(settings), settings.augmented
-    outputs = [*_augmented_files(settings), folder / AUGMENT_TRACE]
+    outputs = [*augmented_files(settings), folder / AUGMENT_TRACE]
     inputs = _inputs(settings, data, item_vectors(settings), settings.augment)
     manifest = folder / "augment.json"
     if not _is_done(manifest, inputs, outputs, settings):
@@ -307,7 +307,7 @@ def read_augmented(settings: Settings) -> atomic.TwoDomainData:
     if not path.is_file():
         raise DataError(f"{path} does not exist: run the stage augment first (--dataset={settings.dataset})")
     manifest = path.parent / "augment.json"
-    if manifest.is_file() and not is_current(manifest, read_json(manifest)["inputs_hash"], _augmented_files(settings)):
+    if manifest.is_file() and not is_current(manifest, read_json(manifest)["inputs_hash"], augmented_files(settings)):
         raise DataError(f"the files in {path.parent} are not as the stage augment wrote them: run it again")
     return atomic.read(path.parent, settings.augmented, settings.domains)
 
@@ -357,7 +357,8 @@ def augmented_folder(settings: Settings) -> Path:
     return settings.data_path / settings.augmented
 
 
-def _augmented_files(settings: Settings) -> list[Path]:
+def augmented_files(settings: Settings) -> list[Path]:
+    """Rows, items and item vectors of the augmented data set."""
     folder, name = augmented_folder(settings), settings.augmented
     return [folder / f"{name}.inter", folder / f"{name}.item", augmented_vectors(settings)]
 

@@ -19,12 +19,12 @@ import yaml
 
 import recbole_edt
 from recbole_edt import ablation, config, figures, pipeline, report
-from recbole_edt.config import RUN_DEFAULTS, Settings, model_values, recbole_config
-from recbole_edt.dataset import artefacts_hash
+from recbole_edt.config import RUN_DEFAULTS, Settings, model_values
 from recbole_edt.errors import ConfigError, DataError, EDTError, LLMError
 from recbole_edt.files import library_versions, read_json, sha256_of, write_json, write_safely, write_text
 from recbole_edt.split import catalogue_hash
 from recbole_edt.tables import Column, ResultTable
+from recbole_edt.writer import llm_identity
 
 SPACES = Path(__file__).parent / "spaces"
 ANY = "default"
@@ -171,7 +171,9 @@ def search_folder(laboratory: pipeline.Laboratory) -> Path:
     key = sha256_of(
         base.split_hash,
         catalogue_hash(base.dataset.source),
-        artefacts_hash(recbole_config(settings, "LLMEDT", settings.augmented, base.folder)),
+        *pipeline.augmented_files(settings),
+        settings.given.get("profile"),
+        llm_identity(settings),
         settings.candidates,
         shared,
         config.read_file(space_path(settings)),

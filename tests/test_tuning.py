@@ -240,7 +240,7 @@ def test_a_training_that_diverges_is_noted_and_the_search_goes_on(workplace, mon
 def test_another_seed_of_the_sampler_proposes_other_values(workplace, monkeypatch):
     space = {"learning_rate": {"low": 0, "high": 1000}}
     found = [
-        list(Known(monkeypatch, 3, seed).search(workplace / f"{n}/SASRec", space, 4)["learning_rate"])
+        list(Known(monkeypatch, 3, seed).search(workplace / f"{n}/SASRec", space, 2)["learning_rate"])
         for n, seed in enumerate((1, 1, 2))
     ]
     assert found[0] == found[1] != found[2]
