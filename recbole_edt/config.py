@@ -779,13 +779,10 @@ def _defaults(model: str) -> dict[str, Any]:
 
 
 def defaults_of(model: str, backbone: str = "") -> dict[str, Any]:
-    """Hyper-parameters of one model; of LLM-EDT those of the chosen backbone and its own."""
-    if model != "LLMEDT":
+    """Hyper-parameters of one model; of a method those of the chosen backbone and its own."""
+    if model not in METHODS:
         return _defaults(model)
-    from recbole_edt.model import ModelSettings
-    from recbole_edt.trainer import PhaseConfig
-
-    own = {f.name: f.default for cls in (ModelSettings, PhaseConfig) for f in fields(cls)}
+    own = METHODS[model].defaults()
     return {**_defaults(backbone or str(own["backbone"])), **own}
 
 

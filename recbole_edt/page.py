@@ -99,7 +99,7 @@ def make(settings: Settings, say: pipeline.Say, runs: str = "", output: str = ""
         place = Path(output or experiment.folder / "report")
     found = read_runs(folders, settings.models)
     reference = _reference(found, own, settings.model)
-    settings = _settings_of(settings, found[0])
+    settings = _settings_of(settings, found[0]) if runs else settings
     experiments = [] if runs else experiment_folders(settings)
     lines, sections = contents(found, reference, settings, experiments, place / "figures")
     title = f"{settings.dataset}: {_several(len(found), 'run')}"
@@ -221,10 +221,7 @@ def _dataset_of(run: Run) -> str:
 
 def _settings_of(settings: Settings, run: Run) -> Settings:
     """Where the data of a run are."""
-    name = _dataset_of(run)
-    if name == settings.dataset:
-        return settings
-    return replace(settings, dataset=name, data_path=Path(run.result["data_path"]))
+    return replace(settings, dataset=_dataset_of(run), data_path=Path(run.result["data_path"]))
 
 
 # ---- contents ----------------------------------------------------------------------------------------------------
@@ -381,8 +378,9 @@ def _reproduce(runs: Sequence[Run], settings: Settings) -> Iterator[Listing | st
 def data_commands(settings: Settings) -> list[str]:
     """The commands that make the data set again, with every key that was not its default."""
     lines = [f"python run_edt.py prepare --dataset={settings.dataset}"]
-    for stage, manifest in pipeline.stage_manifests(settings).items():
+    for name, manifest in pipeline.stage_manifests(settings).items():
         if manifest:
+            stage = name.partition(" ")[0]  # profiles may be of several kinds
             config = manifest["config"]
             keys = {**_changed(stage, config), **_changed("llm", config.get("llm", {}))}
             given = [f"--dataset={settings.dataset}", *(f"--{key}={_as_text(value)}" for key, value in keys.items())]

@@ -128,6 +128,21 @@ def test_the_data_have_commands_with_the_keys_that_were_given(there):
     assert "python run_edt.py augment --dataset=tiny --augment.n_clusters=3" in lines
 
 
+def test_what_a_language_model_cost_stands_beside_what_the_paper_paid(place, tmp_path):
+    shutil.copytree(place / "atomic_files", tmp_path / "atomic_files")
+    path = tmp_path / "atomic_files/tiny-edt/augment.json"
+    manifest = json.loads(path.read_text())
+    used = {"calls": 80, "prompt_tokens": 9000, "completion_tokens": 1000, "cost_usd": 0.02}
+    manifest["counts"] |= {"users": 40, "used": {"chat": used, "vectors": {**used, "cost_usd": None}}}
+    path.write_text(json.dumps(manifest))
+    (table,) = page._cost(config.load("tiny", [], {"data_path": str(tmp_path / "atomic_files")}))
+    assert [column.heading for column in table.columns][:3] == ["stage", "of", "calls"]
+    assert table.shown() == [
+        ["augment", "answers", "80", "9,000", "1,000", "0.020000", "0.000500", "0.000194"],
+        ["augment", "vectors", "80", "9,000", "1,000", "n/a", "n/a", "n/a"],
+    ]
+
+
 # ---- which runs --------------------------------------------------------------------------------------------------
 
 
