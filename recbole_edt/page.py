@@ -250,10 +250,11 @@ def contents(
     ]
     several = _over_seeds(runs)
     means = [replace(report.mean_table(several), title="Means over seeds")] if several else []
+    tests = _tests_over_seeds(several, settings.model) or ([tables["tests"]] if "tests" in tables else [])
     sections = [
         Section("Results", [tables["results"], *means, drawn[0]]),
         Section("Groups of users", [tables["groups"]] if "groups" in tables else []),
-        Section("Significance", [tables["tests"]] if "tests" in tables else []),
+        Section("Significance", tests),
         Section("Training", [tables["models"], drawn[1]]),
         *map(_experiment, experiments),
         Section("Data", list(_data(settings))),
@@ -272,6 +273,14 @@ def _reference(runs: Sequence[Run], own: Path, model: str) -> str | None:
     of_model = [run for run in runs if run.result["model"] == model]
     exact = [run for run in of_model if run.folder == own.resolve()]
     return next((run.name for run in [*exact, *of_model]), None)
+
+
+def _tests_over_seeds(several: Mapping[str, Sequence[ModelResult]], model: str) -> list[ResultTable]:
+    """Paired tests of each user's mean over seeds, where there are several."""
+    if model not in several or len(several) < 2:
+        return []
+    tests = report.significance_table(report.paired_tests_over_seeds(several, model, METRIC), model, METRIC)
+    return [replace(tests, title=f"{tests.title}, each user's mean over seeds")]
 
 
 def plot_results(results: Sequence[ModelResult], path: Path, metric: str = METRIC, seed: int = 42) -> None:

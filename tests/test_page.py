@@ -182,17 +182,20 @@ def test_folders_without_runs_and_models_for_production_are_refused_all_at_once(
         page.read_runs([tmp_path / "nothing", full])
 
 
-def test_runs_over_the_same_seeds_get_their_means(there, tmp_path):
-    source = next(path for path in runs_of(there) if path.name.startswith("Pop"))
-    for seed in (42, 44):
-        shutil.copytree(source, tmp_path / f"Pop-{seed}")
-        path = tmp_path / f"Pop-{seed}/config.yaml"
-        path.write_text(re.sub(r"(?m)^seed: .*$", f"seed: {seed}", path.read_text()))
+def test_runs_over_the_same_seeds_get_their_means_and_are_tested_by_them(there, tmp_path):
+    for model in ("Pop", "LLMEDT"):
+        source = next(path for path in runs_of(there) if path.name.startswith(model))
+        for seed in (42, 44):
+            shutil.copytree(source, tmp_path / f"{model}-{seed}")
+            path = tmp_path / f"{model}-{seed}/config.yaml"
+            path.write_text(re.sub(r"(?m)^seed: .*$", f"seed: {seed}", path.read_text()))
     runs = page.read_runs([tmp_path])
-    assert [one.name for one in runs] == ["Pop (seed=42)", "Pop (seed=44)"]
-    assert list(page._over_seeds(runs)) == ["Pop"] and page._over_seeds(runs[:1]) == {}
+    assert [one.name for one in runs] == ["LLMEDT (seed=42)", "LLMEDT (seed=44)", "Pop (seed=42)", "Pop (seed=44)"]
+    assert list(page._over_seeds(runs)) == ["LLMEDT", "Pop"] and page._over_seeds(runs[:3]) == {}
     assert run(["report", f"--runs={tmp_path}", f"--output={tmp_path}/out"]) == 0
     assert read(tmp_path / "out/tables/means.json").shown()[0][1].endswith("± 0.0000")
+    tests = read(tmp_path / "out/tables/tests.json")
+    assert tests.title == "LLMEDT against the others, ndcg@10, each user's mean over seeds" and len(tests.rows) == 3
 
 
 def test_copies_of_a_run_are_named_by_their_folders_and_never_by_a_whole_path(there, tmp_path):
