@@ -10,7 +10,6 @@ import shutil
 from pathlib import Path
 
 import pytest
-from browser import browser  # noqa: F401  (a fixture)
 from conftest import QUICK, write_tiny
 
 from recbole_edt import config, page, pipeline
@@ -234,7 +233,7 @@ def column(table: str, place: int) -> str:
     return f"Array.from({table}.tBodies[0].rows).map(row => row.cells[{place}].textContent)"
 
 
-def test_the_browser_loads_one_file_and_has_nothing_to_complain_about(place, browser):  # noqa: F811
+def test_the_browser_loads_one_file_and_has_nothing_to_complain_about(place, browser):
     browser.open(report_of(place) / "report.html")
     assert [url[:5] for url in browser.requests() if not url.startswith("data:image/png")] == ["file:"]
     assert browser.complaints() == []
@@ -242,7 +241,7 @@ def test_the_browser_loads_one_file_and_has_nothing_to_complain_about(place, bro
     assert browser.evaluate("Array.from(document.images).every(image => image.naturalWidth > 300 && image.alt)")
 
 
-def test_names_from_data_are_text_and_nothing_else(place, browser):  # noqa: F811
+def test_names_from_data_are_text_and_nothing_else(place, browser):
     browser.open(report_of(place) / "report.html")
     assert browser.evaluate("document.querySelectorAll('script').length") == 1
     assert browser.evaluate(f"{EVIL_TABLE}.tBodies[0].rows[0].cells[0].textContent") == EVIL
@@ -250,7 +249,7 @@ def test_names_from_data_are_text_and_nothing_else(place, browser):  # noqa: F81
     assert "broken" not in browser.evaluate("document.title")
 
 
-def test_a_click_sorts_numbers_and_what_is_missing_stays_last(place, browser):  # noqa: F811
+def test_a_click_sorts_numbers_and_what_is_missing_stays_last(place, browser):
     browser.open(report_of(place) / "report.html")
     click = f"{EVIL_TABLE}.querySelector('button[data-place=\"2\"]').click()"
     orders = []
@@ -264,7 +263,7 @@ def test_a_click_sorts_numbers_and_what_is_missing_stays_last(place, browser):  
     assert browser.evaluate(column(TABLE, 0))[0].startswith("Pop")  # another table stays as it is
 
 
-def test_the_keyboard_alone_sorts_too(place, browser):  # noqa: F811
+def test_the_keyboard_alone_sorts_too(place, browser):
     browser.open(report_of(place) / "report.html")
     browser.evaluate(f"{TABLE}.querySelector('button[data-place=\"0\"]').focus()")
     browser.press("Tab")
@@ -278,7 +277,7 @@ def test_the_keyboard_alone_sorts_too(place, browser):  # noqa: F811
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [360, 1400])
-def test_it_fits_narrow_and_wide_windows_and_can_be_read_in_light_and_dark(place, browser, scheme, width):  # noqa: F811
+def test_it_fits_narrow_and_wide_windows_and_can_be_read_in_light_and_dark(place, browser, scheme, width):
     browser.open(report_of(place) / "report.html", width, 900, scheme)
     assert browser.evaluate("document.documentElement.scrollWidth") <= width
     colours = browser.evaluate(
