@@ -99,7 +99,7 @@ def make(settings: Settings, say: pipeline.Say, runs: str = "", output: str = ""
         place = Path(output or experiment.folder / "report")
     found = read_runs(folders, settings.models)
     reference = _reference(found, own, settings.model)
-    settings = _settings_of(settings, found[0])
+    settings = _settings_of(settings, found[0]) if runs else settings
     experiments = [] if runs else experiment_folders(settings)
     lines, sections = contents(found, reference, settings, experiments, place / "figures")
     title = f"{settings.dataset}: {_several(len(found), 'run')}"
@@ -221,10 +221,7 @@ def _dataset_of(run: Run) -> str:
 
 def _settings_of(settings: Settings, run: Run) -> Settings:
     """Where the data of a run are."""
-    name = _dataset_of(run)
-    if name == settings.dataset:
-        return settings
-    return replace(settings, dataset=name, data_path=Path(run.result["data_path"]))
+    return replace(settings, dataset=_dataset_of(run), data_path=Path(run.result["data_path"]))
 
 
 # ---- contents ----------------------------------------------------------------------------------------------------
@@ -253,10 +250,11 @@ def contents(
     ]
     several = _over_seeds(runs)
     means = [replace(report.mean_table(several), title="Means over seeds")] if several else []
+    tests = _tests_over_seeds(several, settings.model) or ([tables["tests"]] if "tests" in tables else [])
     sections = [
         Section("Results", [tables["results"], *means, drawn[0]]),
         Section("Groups of users", [tables["groups"]] if "groups" in tables else []),
-        Section("Significance", [tables["tests"]] if "tests" in tables else []),
+        Section("Significance", tests),
         Section("Training", [tables["models"], drawn[1]]),
         *map(_experiment, experiments),
         Section("Data", list(_data(settings))),
@@ -275,6 +273,14 @@ def _reference(runs: Sequence[Run], own: Path, model: str) -> str | None:
     of_model = [run for run in runs if run.result["model"] == model]
     exact = [run for run in of_model if run.folder == own.resolve()]
     return next((run.name for run in [*exact, *of_model]), None)
+
+
+def _tests_over_seeds(several: Mapping[str, Sequence[ModelResult]], model: str) -> list[ResultTable]:
+    """Paired tests of each user's mean over seeds, where there are several."""
+    if model not in several or len(several) < 2:
+        return []
+    tests = report.significance_table(report.paired_tests_over_seeds(several, model, METRIC), model, METRIC)
+    return [replace(tests, title=f"{tests.title}, each user's mean over seeds")]
 
 
 def plot_results(results: Sequence[ModelResult], path: Path, metric: str = METRIC, seed: int = 42) -> None:
@@ -381,8 +387,9 @@ def _reproduce(runs: Sequence[Run], settings: Settings) -> Iterator[Listing | st
 def data_commands(settings: Settings) -> list[str]:
     """The commands that make the data set again, with every key that was not its default."""
     lines = [f"python run_edt.py prepare --dataset={settings.dataset}"]
-    for stage, manifest in pipeline.stage_manifests(settings).items():
+    for name, manifest in pipeline.stage_manifests(settings).items():
         if manifest:
+            stage = name.partition(" ")[0]  # profiles may be of several kinds
             config = manifest["config"]
             keys = {**_changed(stage, config), **_changed("llm", config.get("llm", {}))}
             given = [f"--dataset={settings.dataset}", *(f"--{key}={_as_text(value)}" for key, value in keys.items())]

@@ -37,7 +37,7 @@ _LATEX = {
     "<": r"\textless{}",
     ">": r"\textgreater{}",
     "|": r"\textbar{}",
-    '"': r"\textquotedbl{}",
+    '"': r"\char34{}",
     "†": r"$^\dagger$",
     "‡": r"$^\ddagger$",
     "±": r"$\pm$",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import select
 import shutil
 import subprocess
 from pathlib import Path
@@ -40,7 +41,7 @@ class Browser:
         )
         os.close(here[0])
         os.close(there[1])
-        self.write, self.read = here[1], os.fdopen(there[0], "rb")
+        self.write, self.read, self.buffer = here[1], there[0], b""
         self.events: list[dict[str, Any]] = []
         self.number, self.session = 0, ""
         (target,) = [one for one in self.ask("Target.getTargets")["targetInfos"] if one["type"] == "page"]
@@ -64,11 +65,13 @@ class Browser:
             self.events.append(answer)
 
     def _next(self) -> dict[str, Any]:
-        content = bytearray()
-        while (byte := self.read.read(1)) != b"\0":
-            assert byte, "the browser ended"
-            content += byte
-        return json.loads(content)
+        while b"\0" not in self.buffer:
+            ready = select.select([self.read], [], [], 60)[0]
+            part = os.read(self.read, 2**16) if ready else b""
+            assert part, "the browser ended, or says nothing any more"
+            self.buffer += part
+        message, _, self.buffer = self.buffer.partition(b"\0")
+        return json.loads(message)
 
     def open(self, path: Path, width: int = 1200, height: int = 900, scheme: str = "light") -> None:
         """Load a file, in a window of a size and a colour scheme, and wait until it is there."""
@@ -107,7 +110,7 @@ class Browser:
         self.session = ""
         self.ask("Browser.close")
         os.close(self.write)
-        self.read.close()
+        os.close(self.read)
         self.process.wait(20)
 
 

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from browser import browser  # noqa: F401  (a fixture)
 from local_llm import local_llm  # noqa: F401  (a fixture)
 from recbole.data.interaction import Interaction
 

@@ -206,6 +206,16 @@ class TestPage:
         assert "default-src 'none'" in text
         assert not re.search(r"<(script|link|img|iframe|object|embed|base|form)|url\(|@import|https?:|\bon\w+=", text)
 
+    def test_a_browser_shows_it_loads_nothing_else_and_has_nothing_to_complain_about(self, browser, tmp_path):
+        path = tmp_path / "user.html"
+        path.write_text(html_page(everywhere("<script>document.title = 'broken'</script>")), encoding="utf-8")
+        for width in (360, 1400):
+            browser.open(path, width)
+            assert browser.requests() == [path.as_uri()] and browser.complaints() == []
+            assert browser.evaluate("document.querySelectorAll('script').length") == 0
+            assert browser.evaluate("document.title").startswith("User <script>")
+            assert browser.evaluate("document.documentElement.scrollWidth") <= width
+
     def test_dark_and_light_are_both_there(self):
         assert "prefers-color-scheme: dark" in html_page(seen())
 

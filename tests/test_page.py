@@ -10,7 +10,6 @@ import shutil
 from pathlib import Path
 
 import pytest
-from browser import browser  # noqa: F401  (a fixture)
 from conftest import QUICK, write_tiny
 
 from recbole_edt import config, page, pipeline
@@ -85,12 +84,11 @@ def test_numbers_are_those_of_the_runs_and_runs_of_one_model_are_told_apart(plac
         assert any(row[place_of] == pytest.approx(result["test"]["ndcg@10"]) for row in table.rows)
 
 
-def test_the_run_under_the_settings_as_they_are_is_tested_against_all_others(there):
+def test_the_run_under_the_settings_as_they_are_is_tested_against_all_others(there, tmp_path):
     assert read(report_of(there) / "tables/tests.json").title == "LLMEDT against the others, ndcg@10"
-    assert run(["report", *TINY, "--model=SASRec", "--learning_rate=0.01"]) == 0
-    table = read(report_of(there) / "tables/tests.json")
+    assert run(["report", *TINY, "--model=SASRec", "--learning_rate=0.01", f"--output={tmp_path}"]) == 0
+    table = read(tmp_path / "tables/tests.json")
     assert table.title == "SASRec (learning_rate=0.01) against the others, ndcg@10"
-    assert run(["report", *TINY, "--models=Pop,SASRec,LLMEDT"]) == 0
 
 
 def test_one_html_file_holds_everything_and_names_no_address_but_its_own(place):
@@ -126,6 +124,21 @@ def test_the_data_have_commands_with_the_keys_that_were_given(there):
     lines = page.data_commands(config.load("tiny"))
     assert lines[0] == "python run_edt.py prepare --dataset=tiny"
     assert "python run_edt.py augment --dataset=tiny --augment.n_clusters=3" in lines
+
+
+def test_what_a_language_model_cost_stands_beside_what_the_paper_paid(place, tmp_path):
+    shutil.copytree(place / "atomic_files", tmp_path / "atomic_files")
+    path = tmp_path / "atomic_files/tiny-edt/augment.json"
+    manifest = json.loads(path.read_text())
+    used = {"calls": 80, "prompt_tokens": 9000, "completion_tokens": 1000, "cost_usd": 0.02}
+    manifest["counts"] |= {"users": 40, "used": {"chat": used, "vectors": {**used, "cost_usd": None}}}
+    path.write_text(json.dumps(manifest))
+    (table,) = page._cost(config.load("tiny", [], {"data_path": str(tmp_path / "atomic_files")}))
+    assert [column.heading for column in table.columns][:3] == ["stage", "of", "calls"]
+    assert table.shown() == [
+        ["augment", "answers", "80", "9,000", "1,000", "0.020000", "0.000500", "0.000194"],
+        ["augment", "vectors", "80", "9,000", "1,000", "n/a", "n/a", "n/a"],
+    ]
 
 
 # ---- which runs --------------------------------------------------------------------------------------------------
@@ -167,17 +180,20 @@ def test_folders_without_runs_and_models_for_production_are_refused_all_at_once(
         page.read_runs([tmp_path / "nothing", full])
 
 
-def test_runs_over_the_same_seeds_get_their_means(there, tmp_path):
-    source = next(path for path in runs_of(there) if path.name.startswith("Pop"))
-    for seed in (42, 44):
-        shutil.copytree(source, tmp_path / f"Pop-{seed}")
-        path = tmp_path / f"Pop-{seed}/config.yaml"
-        path.write_text(re.sub(r"(?m)^seed: .*$", f"seed: {seed}", path.read_text()))
+def test_runs_over_the_same_seeds_get_their_means_and_are_tested_by_them(there, tmp_path):
+    for model in ("Pop", "LLMEDT"):
+        source = next(path for path in runs_of(there) if path.name.startswith(model))
+        for seed in (42, 44):
+            shutil.copytree(source, tmp_path / f"{model}-{seed}")
+            path = tmp_path / f"{model}-{seed}/config.yaml"
+            path.write_text(re.sub(r"(?m)^seed: .*$", f"seed: {seed}", path.read_text()))
     runs = page.read_runs([tmp_path])
-    assert [one.name for one in runs] == ["Pop (seed=42)", "Pop (seed=44)"]
-    assert list(page._over_seeds(runs)) == ["Pop"] and page._over_seeds(runs[:1]) == {}
+    assert [one.name for one in runs] == ["LLMEDT (seed=42)", "LLMEDT (seed=44)", "Pop (seed=42)", "Pop (seed=44)"]
+    assert list(page._over_seeds(runs)) == ["LLMEDT", "Pop"] and page._over_seeds(runs[:3]) == {}
     assert run(["report", f"--runs={tmp_path}", f"--output={tmp_path}/out"]) == 0
     assert read(tmp_path / "out/tables/means.json").shown()[0][1].endswith("± 0.0000")
+    tests = read(tmp_path / "out/tables/tests.json")
+    assert tests.title == "LLMEDT against the others, ndcg@10, each user's mean over seeds" and len(tests.rows) == 3
 
 
 def test_copies_of_a_run_are_named_by_their_folders_and_never_by_a_whole_path(there, tmp_path):
@@ -216,7 +232,7 @@ def column(table: str, place: int) -> str:
     return f"Array.from({table}.tBodies[0].rows).map(row => row.cells[{place}].textContent)"
 
 
-def test_the_browser_loads_one_file_and_has_nothing_to_complain_about(place, browser):  # noqa: F811
+def test_the_browser_loads_one_file_and_has_nothing_to_complain_about(place, browser):
     browser.open(report_of(place) / "report.html")
     assert [url[:5] for url in browser.requests() if not url.startswith("data:image/png")] == ["file:"]
     assert browser.complaints() == []
@@ -224,7 +240,7 @@ def test_the_browser_loads_one_file_and_has_nothing_to_complain_about(place, bro
     assert browser.evaluate("Array.from(document.images).every(image => image.naturalWidth > 300 && image.alt)")
 
 
-def test_names_from_data_are_text_and_nothing_else(place, browser):  # noqa: F811
+def test_names_from_data_are_text_and_nothing_else(place, browser):
     browser.open(report_of(place) / "report.html")
     assert browser.evaluate("document.querySelectorAll('script').length") == 1
     assert browser.evaluate(f"{EVIL_TABLE}.tBodies[0].rows[0].cells[0].textContent") == EVIL
@@ -232,7 +248,7 @@ def test_names_from_data_are_text_and_nothing_else(place, browser):  # noqa: F81
     assert "broken" not in browser.evaluate("document.title")
 
 
-def test_a_click_sorts_numbers_and_what_is_missing_stays_last(place, browser):  # noqa: F811
+def test_a_click_sorts_numbers_and_what_is_missing_stays_last(place, browser):
     browser.open(report_of(place) / "report.html")
     click = f"{EVIL_TABLE}.querySelector('button[data-place=\"2\"]').click()"
     orders = []
@@ -246,7 +262,7 @@ def test_a_click_sorts_numbers_and_what_is_missing_stays_last(place, browser):  
     assert browser.evaluate(column(TABLE, 0))[0].startswith("Pop")  # another table stays as it is
 
 
-def test_the_keyboard_alone_sorts_too(place, browser):  # noqa: F811
+def test_the_keyboard_alone_sorts_too(place, browser):
     browser.open(report_of(place) / "report.html")
     browser.evaluate(f"{TABLE}.querySelector('button[data-place=\"0\"]').focus()")
     browser.press("Tab")
@@ -260,7 +276,7 @@ def test_the_keyboard_alone_sorts_too(place, browser):  # noqa: F811
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [360, 1400])
-def test_it_fits_narrow_and_wide_windows_and_can_be_read_in_light_and_dark(place, browser, scheme, width):  # noqa: F811
+def test_it_fits_narrow_and_wide_windows_and_can_be_read_in_light_and_dark(place, browser, scheme, width):
     browser.open(report_of(place) / "report.html", width, 900, scheme)
     assert browser.evaluate("document.documentElement.scrollWidth") <= width
     colours = browser.evaluate(

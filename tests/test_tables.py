@@ -93,8 +93,8 @@ def test_latex_has_booktabs_rules_groups_and_escaped_text():
 
 
 def test_latex_obeys_nothing_in_a_name():
-    assert escape_latex("\\input{x}\n~^$#†") == (
-        r"\textbackslash{}input\{x\} \textasciitilde{}\textasciicircum{}\$\#$^\dagger$"
+    assert escape_latex("\\input{x}\n~^$#†\"") == (
+        r"\textbackslash{}input\{x\} \textasciitilde{}\textasciicircum{}\$\#$^\dagger$\char34{}"
     )
 
 
