@@ -198,6 +198,7 @@ def search(laboratory: pipeline.Laboratory, folder: Path, space: Space, budget: 
     study = _study(optuna, folder)
     write_json(folder / "space.json", space)
     grid = _shuffled_grid(laboratory.settings, folder.name, space, budget)
+    _write_trials(trials_table(study, folder, space), folder)  # a kill may have come between a trial and its row
     while True:
         begun = study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.RUNNING,))
         if begun:
@@ -210,8 +211,12 @@ def search(laboratory: pipeline.Laboratory, folder: Path, space: Space, budget: 
         study.tell(number, score, None if score is not None else optuna.trial.TrialState.FAIL)
         table = trials_table(study, folder, space)
         say(_line(table.iloc[number], space, budget))
-        with write_safely(folder / "trials.csv") as temporary:
-            table.to_csv(temporary, index=False, lineterminator="\n")
+        _write_trials(table, folder)
+
+
+def _write_trials(table: pd.DataFrame, folder: Path) -> None:
+    with write_safely(folder / "trials.csv") as temporary:
+        table.to_csv(temporary, index=False, lineterminator="\n")
 
 
 def _study(optuna: Any, folder: Path) -> Any:

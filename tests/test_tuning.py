@@ -127,6 +127,14 @@ def test_a_larger_budget_goes_on_from_the_trials_that_are_done(searched, tmp_pat
     assert not tuning.complete({"SASRec": after}, spaces, 5)
 
 
+def test_a_row_lost_by_a_kill_after_its_trial_comes_back(workplace, monkeypatch):
+    known, space = Known(monkeypatch, 3), {"learning_rate": [1, 2, 3]}
+    whole = known.search(workplace / "SASRec", space, 3)
+    whole.iloc[:2].to_csv(workplace / "SASRec" / "trials.csv", index=False)
+    pd.testing.assert_frame_equal(known.search(workplace / "SASRec", space, 3), whole)
+    assert len(known.trained) == 3
+
+
 def test_a_model_with_fewer_trials_than_the_others_is_left_out(searched, tmp_path, monkeypatch, capsys):
     shutil.copytree(searched, tmp_path, dirs_exist_ok=True)
     monkeypatch.chdir(tmp_path)
