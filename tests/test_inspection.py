@@ -181,9 +181,10 @@ class TestTerminal:
 def everywhere(text):
     """A view with ``text`` wherever data or a model could put it."""
     exchange = Exchange(text, [{"role": text, "content": text}], [text, text], text)
-    shown = seen({**TITLES, "f1": text}, answers=(text, "aab"), profile=text, exchanges=[exchange])
+    whole = text.encode("utf-8", "replace").decode()  # neither a file nor an answer holds half a surrogate pair
+    shown = seen({**TITLES, "f1": whole}, answers=(whole, "aab"), profile=text, exchanges=[exchange])
     rows = [replace(row, item=text) for row in shown.rows]
-    return replace(shown, user=text, dataset=text, rows=rows, trace=shown.trace.assign(after=text))
+    return replace(shown, user=text, dataset=text, rows=rows, trace=shown.trace.assign(after=whole))
 
 
 class TestPage:
