@@ -282,14 +282,18 @@ def check_made_with(settings: Settings, data: atomic.TwoDomainData, augmented: a
     manifests = {stage: one for stage, one in stage_manifests(settings).items() if stage in stages}
     for stage, (inputs, group) in stages.items():
         if manifests[stage] and manifests[stage]["inputs_hash"] != inputs:
-            configs = manifests[stage]["config"], _shown(settings, group)
-            then, now = (pd.json_normalize(one).iloc[0] for one in configs)
-            keys = [key for key in dict.fromkeys([*then.index, *now.index]) if str(then.get(key)) != str(now.get(key))]
-            named = ", ".join(key if key.startswith("llm") else f"{stage}.{key}" for key in keys)
+            keys = ", ".join(_differing(settings, stage, manifests[stage], group))
             raise DataError(
                 f"{augmented_folder(settings) / stage}.json: the stage {stage} was run with other settings or data"
-                f"{f' ({named})' if named else ''}; give the run's options again, or run it with these"
+                f"{f' ({keys})' if keys else ''}; give the run's options again, or run it with these"
             )
+
+
+def _differing(settings: Settings, stage: str, manifest: Mapping[str, Any], group: Any) -> list[str]:
+    """Keys that differ between the settings that a stage was run with and these."""
+    then, now = (pd.json_normalize(one).iloc[0] for one in (manifest["config"], _shown(settings, group)))
+    keys = [key for key in dict.fromkeys([*then.index, *now.index]) if str(then.get(key)) != str(now.get(key))]
+    return [key if key.startswith("llm") else f"{stage}.{key}" for key in keys]
 
 
 def with_text(settings: Settings, table: embeddings.EmbeddingTable) -> atomic.TwoDomainData:
@@ -846,8 +850,16 @@ def read_result(run_dir: Path) -> report.ModelResult:
 # ---- the stages that train ---------------------------------------------------------------------------------------
 
 
+def say_other_rows(settings: Settings, say: Say) -> None:
+    """Says so if the augmented rows that are there were made with other settings than these."""
+    manifest = stage_manifests(settings)["augment"]
+    if manifest and (keys := _differing(settings, "augment", manifest, settings.augment)):
+        say(f"note: the rows are as they were made, with another {', '.join(keys)}; run augment to make them anew")
+
+
 def train(settings: Settings, say: Say) -> None:
     """Train the model named by ``model`` and print its metrics."""
+    say_other_rows(settings, say)
     experiment = open_experiment(settings)
     result = train_model(experiment, settings.model)
     report.print_table([result], title_of(experiment), llm_note(settings))
@@ -856,6 +868,7 @@ def train(settings: Settings, say: Say) -> None:
 
 def compare(settings: Settings, say: Say) -> None:
     """Train all of ``models`` and report on them."""
+    say_other_rows(settings, say)
     experiment = open_experiment(settings)
     results = [train_model(experiment, name) for name in settings.models]
     title, note = title_of(experiment), about(settings, settings.models)

@@ -257,6 +257,9 @@ def test_the_dry_run_of_the_readme_works_before_any_stage(tmp_path, monkeypatch,
         "ml-100k-llm.inter",
         "ml-100k-llm.item",
         "prepare.json",
+        "card.json",
+        "card.md",
+        "card.png",
     }
 
 

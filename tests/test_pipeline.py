@@ -177,3 +177,15 @@ def test_logs_have_no_colours_and_miss_nothing_that_was_off_before(tmp_path):
     with pipeline._log_to(tmp_path / "log.txt"):
         pipeline.logging.getLogger().info("\x1b[1;32mepoch 0\x1b[0m")
     assert (tmp_path / "log.txt").read_text(encoding="utf-8").endswith("INFO epoch 0\n")
+
+
+def test_rows_that_were_made_with_other_settings_are_not_trained_on_without_a_word(workplace):
+    augmented()
+    said = []
+    pipeline.say_other_rows(settings(), said.append)
+    assert said == []
+    pipeline.say_other_rows(settings(**{"augment.k": 2, "augment.filter": False}), said.append)
+    assert said[0].startswith("note: the rows are as they were made, with another augment.filter, augment.k; run")
+    (Path("atomic_files/tiny-edt") / "augment.json").unlink()  # then the files are somebody else's
+    pipeline.say_other_rows(settings(**{"augment.k": 2}), said.append)
+    assert len(said) == 1
