@@ -850,16 +850,28 @@ def read_result(run_dir: Path) -> report.ModelResult:
 # ---- the stages that train ---------------------------------------------------------------------------------------
 
 
-def say_other_rows(settings: Settings, say: Say) -> None:
-    """Says so if the augmented rows that are there were made with other settings than these."""
-    manifest = stage_manifests(settings)["augment"]
-    if manifest and (keys := _differing(settings, "augment", manifest, settings.augment)):
+def check_rows(settings: Settings, say: Say) -> None:
+    """Whether the augmented rows are those of the data set as it is; says so if other settings made them.
+
+    Raises: DataError if the data set or its vectors have changed since.
+    """
+    manifest, vectors = stage_manifests(settings)["augment"], item_vectors(settings)
+    if not manifest or not vectors.is_file() or not (settings.folder / f"{settings.dataset}.inter").is_file():
+        return  # somebody else's files
+    if keys := _differing(settings, "augment", manifest, settings.augment):
         say(f"note: the rows are as they were made, with another {', '.join(keys)}; run augment to make them anew")
+        return
+    data = with_text(settings, embeddings.EmbeddingTable.load(vectors))
+    if manifest["inputs_hash"] != _inputs(settings, data, vectors, settings.augment):
+        raise DataError(
+            f"{settings.folder} is not what {augmented_folder(settings)} was made of: "
+            f"run everything again (python run_edt.py --dataset={settings.dataset}), or the stages from embed on"
+        )
 
 
 def train(settings: Settings, say: Say) -> None:
     """Train the model named by ``model`` and print its metrics."""
-    say_other_rows(settings, say)
+    check_rows(settings, say)
     experiment = open_experiment(settings)
     result = train_model(experiment, settings.model)
     report.print_table([result], title_of(experiment), llm_note(settings))
@@ -868,7 +880,7 @@ def train(settings: Settings, say: Say) -> None:
 
 def compare(settings: Settings, say: Say) -> None:
     """Train all of ``models`` and report on them."""
-    say_other_rows(settings, say)
+    check_rows(settings, say)
     experiment = open_experiment(settings)
     results = [train_model(experiment, name) for name in settings.models]
     title, note = title_of(experiment), about(settings, settings.models)
@@ -894,6 +906,7 @@ def compare(settings: Settings, say: Say) -> None:
 
 def recommend(settings: Settings, say: Say) -> None:
     """Top items for all users, listed users or new histories, from the trained run of ``model``."""
+    check_rows(settings, say)
     experiment, options = open_experiment(settings), settings.recommend
     run_dir = finished_run(experiment, settings.model)
     frames = _recommended(run_dir, settings)  # refuses what is unknown before anything is trained

@@ -182,10 +182,19 @@ def test_logs_have_no_colours_and_miss_nothing_that_was_off_before(tmp_path):
 def test_rows_that_were_made_with_other_settings_are_not_trained_on_without_a_word(workplace):
     augmented()
     said = []
-    pipeline.say_other_rows(settings(), said.append)
+    pipeline.check_rows(settings(), said.append)
     assert said == []
-    pipeline.say_other_rows(settings(**{"augment.k": 2, "augment.filter": False}), said.append)
+    pipeline.check_rows(settings(**{"augment.k": 2, "augment.filter": False}), said.append)
     assert said[0].startswith("note: the rows are as they were made, with another augment.filter, augment.k; run")
     (Path("atomic_files/tiny-edt") / "augment.json").unlink()  # then the files are somebody else's
-    pipeline.say_other_rows(settings(**{"augment.k": 2}), said.append)
+    pipeline.check_rows(settings(**{"augment.k": 2}), said.append)
     assert len(said) == 1
+
+
+@pytest.mark.parametrize("stage", [pipeline.train, pipeline.compare, pipeline.recommend])
+def test_rows_that_were_made_of_other_data_are_refused(workplace, stage):
+    augmented()
+    path = Path("atomic_files/tiny/tiny.inter")
+    path.write_text("\n".join(path.read_text(encoding="utf-8").splitlines()[:-1]) + "\n", encoding="utf-8")
+    with pytest.raises(DataError, match="is not what atomic_files/tiny-edt was made of: run everything again"):
+        stage(settings(), silent)
