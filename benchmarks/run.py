@@ -330,7 +330,7 @@ def shares(bench: Benchmark) -> None:
 # ---- the page ----------------------------------------------------------------------------------------------------
 
 STEPS: dict[str, Callable[[Benchmark], None]] = {
-    step.__name__: step for step in (llmedt, sasrec, data_path, augmentation, inference, growth, shares)
+    step.__name__: step for step in (llmedt, sasrec, data_path, augmentation, inference, shares, growth)
 }
 
 
@@ -376,10 +376,10 @@ def main() -> None:
         data = None if arguments.data is None else Path(arguments.data)
         repeats = 1 if arguments.quick else arguments.repeats
         bench = Benchmark(Path(folder), data, arguments.out, arguments.quick, repeats)
-        for step in arguments.only:
+        for step in arguments.only:  # the page grows with each, so that a long run may be stopped
             STEPS[step](bench)
-    text = page(bench, (time.monotonic() - started) / 60)
-    (arguments.out / "speed.md").write_text(text, encoding="utf-8")
+            text = page(bench, (time.monotonic() - started) / 60)
+            (arguments.out / "speed.md").write_text(text, encoding="utf-8")
     print(text)
 
 
