@@ -208,10 +208,11 @@ def prepare(config: PrepareConfig, folder: Path, name: str, domains: Sequence[st
         name: of the data set.
         domains: their names as the configuration has them, to be checked before any work.
 
-    Raises: ConfigError if the domains differ; DataError if a file cannot be read, is damaged, does not fit, or
-        nothing is left, or if there is no room to write.
+    Raises: ConfigError if the domains differ; DataError if files of that name are there that are not ours, if a file
+        cannot be read, is damaged, does not fit, or nothing is left, or if there is no room to write.
     """
     outputs = [folder / f"{name}.inter", folder / f"{name}.item"]
+    _check_ours(folder, name, outputs)
     if config.source == "ml-100k":
         counts = movielens.write_films(*outputs)
         settings: dict[str, Any] = {"source": config.source}
@@ -227,6 +228,17 @@ def prepare(config: PrepareConfig, folder: Path, name: str, domains: Sequence[st
         _write_interactions(inter, rows)
         _write_items(item, rows, item_domain, texts, run.domains)
     write_manifest(folder / MANIFEST, "prepare", source_hash(config), run.settings(), run.account(rows), outputs)
+
+
+def _check_ours(folder: Path, name: str, outputs: Sequence[Path]) -> None:
+    """Raises: DataError if files are in the place of the outputs and no manifest says that ``prepare`` made them."""
+    there = [str(path) for path in outputs if path.exists()]
+    if there and not (folder / MANIFEST).exists():
+        raise DataError(
+            f"{', '.join(there)}: there already, and not made by prepare (no {MANIFEST} beside), which would overwrite "
+            f"them; to use them as they are remove `prepare:` from dataset_configs/{name}.yaml, else choose another "
+            "name for the data set or move them away"
+        )
 
 
 def is_made(config: PrepareConfig, folder: Path, name: str) -> bool:

@@ -462,6 +462,17 @@ class TestBadInput:
             amazon, tmp_path / "out", r"no such file: .*meta_food.json, .*kitchen.json; fetch .*prepare.folder="
         )
 
+    @pytest.mark.parametrize("source", ["amazon2018", "ml-100k"])
+    @pytest.mark.parametrize("ending", ["inter", "item"])
+    def test_files_that_prepare_did_not_make_are_never_overwritten(self, amazon, tmp_path, source, ending):
+        own = tmp_path / "out" / f"mine.{ending}"
+        own.parent.mkdir()
+        own.write_text("the work of years")
+        config = amazon if source == "amazon2018" else PrepareConfig(source)
+        with pytest.raises(DataError, match=rf"mine.{ending}: .*not made by prepare.*remove `prepare:` .*mine.yaml"):
+            prepare(config, own.parent, "mine")
+        assert own.read_text() == "the work of years" and list(own.parent.iterdir()) == [own]
+
     def test_a_file_may_be_there_unzipped(self, amazon, tmp_path):
         path = tmp_path / "raw" / "food.json.gz"
         (tmp_path / "raw" / "food.json").write_bytes(gzip.decompress(path.read_bytes()))
