@@ -448,6 +448,50 @@ class TestRules:
         assert once and set(rows_of(data)) <= set(food) | set(kitchen)
 
 
+class TestBlocksWithoutRows:
+    """Blocks of which nothing is kept, in all the ways in which that happens; a block has two rows here."""
+
+    @pytest.fixture(autouse=True)
+    def small(self, monkeypatch):
+        monkeypatch.setattr("recbole_edt.readers.BLOCK_ROWS", 2)
+
+    def config(self, folder, rows, shared=True, **keys):
+        """Settings for rows of (user, item, time, shop), in one file for both shops or a file for each."""
+        files = {name: {"interactions": "all.csv" if shared else f"{name}.csv"} for name in ("food", "kitchen")}
+        for file in {of["interactions"] for of in files.values()}:
+            of = [row for row in rows if shared or file == f"{row[3]}.csv"]
+            (folder / file).write_text("\n".join(["user_id,item_id,timestamp,shop", *map(",".join, of)]) + "\n")
+        return PrepareConfig("table", str(folder), files, columns={"domain": "shop"} if shared else {}, **keys)
+
+    ROWS = [
+        (f"u{n % 2}", f"{shop[0]}{n}", f"2024-01-{n + 1:02d}", shop) for shop in ("food", "kitchen") for n in range(9)
+    ]
+
+    @pytest.mark.parametrize("coarse", [False, True])
+    def test_one_file_may_be_sorted_by_shop(self, tmp_path, monkeypatch, coarse):
+        keys = {"k_core": 1, "min_history": 2} if coarse else {}
+        if coarse:
+            monkeypatch.setattr(raw.spill, "IN_MEMORY_ROWS", 1)
+        data = made(self.config(tmp_path, self.ROWS, **keys), tmp_path / "out")
+        assert len(data.user) == 18 and sorted(data.users) == ["u0", "u1"]
+        assert sorted(data.items) == sorted(item for _, item, _, _ in self.ROWS)
+
+    def test_files_may_be_sorted_by_date_and_begin_before_the_first_day(self, tmp_path):
+        data = made(self.config(tmp_path, self.ROWS, shared=False, after="2024-01-06"), tmp_path / "out")
+        assert len(data.user) == 8 and dropped(tmp_path / "out") == {"outside_dates": 10}
+
+    def test_names_of_domains_that_the_column_has_not_are_told(self, tmp_path):
+        rows = [(*row[:3], row[3].upper()) for row in self.ROWS]
+        with pytest.raises(
+            DataError, match=r"no interaction of food and kitchen is left of 18 lines .*other domains 18"
+        ):
+            made(self.config(tmp_path, rows), tmp_path / "out")
+
+    def test_rows_of_one_shop_only_are_told(self, tmp_path):
+        with pytest.raises(DataError, match=r"no interaction of kitchen is left of 9 lines"):
+            made(self.config(tmp_path, self.ROWS[:9]), tmp_path / "out")
+
+
 class TestBadInput:
     def refused(self, config, folder, match):
         """A data set is not made, and nothing of it stays behind."""
