@@ -17,7 +17,17 @@ from recbole_edt import movielens, spill
 from recbole_edt.atomic import TwoDomainData, keep_rows, sanitize
 from recbole_edt.errors import ConfigError, DataError, choice_faults, whole_number_faults
 from recbole_edt.files import is_current, read_json, sha256_of, write_manifest, write_safely
-from recbole_edt.readers import PER_SECOND, Column, Tally, blocks, file_progress, plain_labels, plain_text, seconds
+from recbole_edt.readers import (
+    PER_SECOND,
+    Column,
+    Tally,
+    blocks,
+    file_progress,
+    is_empty,
+    plain_labels,
+    plain_text,
+    seconds,
+)
 from recbole_edt.split import domain_ratio, training_rows
 
 RULES_VERSION = 2
@@ -325,14 +335,19 @@ class _Preparation:
                 continue
             values = dict(zip(self.columns, zip(*rows, strict=True), strict=True))
             users, items = _ids(values["user_id"]), _ids(values["item_id"])
+            times = self._checked(seconds(values["timestamp"], self.time_unit), tally)
             usable = np.array([bool(user and item) for user, item in zip(users, items, strict=True)])
             for row in np.flatnonzero(~usable):
                 which = self.columns["item_id" if users[row] else "user_id"]
                 tally.fault(numbers[row], f"no {which if isinstance(which, str) else ' or '.join(which)}", rows[row])
+            for row in np.flatnonzero(usable & np.isnan(times)):
+                if not is_empty(time := values["timestamp"][row]):
+                    usable[row] = False
+                    problem = f"neither a number nor an ISO 8601 date such as 2014-01-31 in {self.columns['timestamp']}"
+                    tally.fault(numbers[row], problem, time)
             own, foreign = self._belongs(name, values.get("domain"), items, mine)
             self.dropped["of_other_domains"] += 0 if again else int((usable & foreign).sum())
             usable &= own
-            times = self._checked(seconds(values["timestamp"], self.time_unit), tally)
             timed = usable & ~np.isnan(times)
             self.dropped["without_time"] += int((usable & ~timed).sum())
             kept = timed & self._in_range(times)
@@ -613,6 +628,18 @@ def card(data: TwoDomainData) -> dict[str, int | float]:
         "users_in_both_domains": len(in_both),
         "mean_domain_ratio": float(domain_ratio(training_rows(raw)).mean()),
     }
+
+
+def losses(folder: Path) -> str:
+    """What ``prepare`` could not use of the interactions of the data set in ``folder``, or ``""``."""
+    made = read_json(folder / MANIFEST)
+    dropped = made["counts"].get("dropped", {})
+    parts = [f"{n:,} without a time"] if (n := dropped.get("without_time")) else []
+    if n := dropped.get("unusable"):
+        read = {of["interactions"] for of in made["config"]["files"].values()}
+        bad = next(one for one in made["config"]["inputs"] if one["file"] in read and one["unusable"])
+        parts.append(f"{n:,} unusable (first: {bad['file']}, {bad['first_unusable']})")
+    return f"dropped of {made['counts']['rows_read']:,} interactions read: {', '.join(parts)}" if parts else ""
 
 
 def listed(figures: Mapping[str, Any]) -> str:

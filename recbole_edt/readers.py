@@ -117,6 +117,14 @@ def seconds(values: Sequence[Any], unit: str = "s") -> np.ndarray:
     return times
 
 
+_EMPTY = ("", "nan", "nat", "none", "null")
+
+
+def is_empty(value: Any) -> bool:
+    """Whether a table says by this value that there is none."""
+    return value.strip().lower() in _EMPTY if isinstance(value, str) else value is None or value != value
+
+
 _ZONE = re.compile(r"(?:Z|:[\d.,]*[+-]\d\d(?::?\d\d)?)\s*$")
 
 

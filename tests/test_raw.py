@@ -409,10 +409,33 @@ class TestRules:
     def test_reviews_without_time_are_dropped_and_counted(self, amazon, tmp_path):
         with open(tmp_path / "raw" / "kitchen.json", "a") as file:
             file.write(
-                '{"reviewerID": "ann", "asin": "cup"}\n{"reviewerID": "ann", "asin": "pot", "unixReviewTime": "?"}\n'
+                '{"reviewerID": "ann", "asin": "cup"}\n{"reviewerID": "ann", "asin": "pot", "unixReviewTime": " "}\n'
             )
         assert rows_of(made(amazon, tmp_path / "out")) == ALL_ROWS
         assert dropped(tmp_path / "out") == {"without_time": 2}
+
+    def test_times_that_are_none_are_unusable_lines(self, tmp_path):
+        food = ["user_id,item_id,timestamp", "u,i,2024-01-01", "u,j,03/04/2024", "u,k,", "u,l,NaN", "u,m,inf"]
+        (tmp_path / "food.csv").write_text("\n".join(food))
+        (tmp_path / "kitchen.csv").write_text("user_id,item_id,timestamp\nu,o,2024-01-02\n")
+        files = {name: {"interactions": f"{name}.csv"} for name in ("food", "kitchen")}
+        config = PrepareConfig("table", str(tmp_path), files)
+        with pytest.raises(
+            DataError, match=r"food.csv: 2 of .*line 3: neither a number nor an ISO 8601 date .*: '03/04/2024'"
+        ):
+            made(config, tmp_path / "out")
+        made(replace(config, max_bad_share=0.5), tmp_path / "out")
+        assert dropped(tmp_path / "out") == {"unusable": 2, "without_time": 2}
+        told = raw.losses(tmp_path / "out")
+        assert "dropped of 6 interactions read: 2 without a time, 2 unusable (first: food.csv, line 3: " in told
+
+    def test_times_that_are_none_count_once_in_a_file_of_both_domains(self, tmp_path):
+        rows = ["user_id,item_id,timestamp,shop", "u,i,1,food", "u,j,soon,kitchen", "u,k,never,cars", "u,l,2,kitchen"]
+        (tmp_path / "all.csv").write_text("\n".join(rows))
+        files = {name: {"interactions": "all.csv"} for name in ("food", "kitchen")}
+        config = PrepareConfig("table", str(tmp_path), files, columns={"domain": "shop"}, max_bad_share=0.5)
+        assert len(made(config, tmp_path / "out").user) == 2
+        assert dropped(tmp_path / "out") == {"unusable": 2}
 
     def test_items_without_metadata_or_files_of_them_have_no_text(self, amazon, tmp_path):
         files = {name: {"interactions": of["interactions"]} for name, of in FILES.items()}
@@ -704,6 +727,14 @@ class TestCommand:
         before = {path: path.stat().st_mtime_ns for path in folder.iterdir()}
         assert run(["prepare", "--dataset=shops"]) == 0
         assert {path: path.stat().st_mtime_ns for path in folder.iterdir()} == before
+
+    def test_says_when_rows_have_no_time(self, shops, capsys):
+        from recbole_edt.cli import run
+
+        with open(shops / "raw" / "food.csv", "a") as file:
+            file.write("u1,F1,\n")
+        assert run(["prepare", "--dataset=shops"]) == 0
+        assert "shops: dropped of 243 interactions read: 1 without a time" in capsys.readouterr().out
 
     def test_the_card_shows_the_augmented_data_once_there_are_any(self, shops):
         from recbole_edt.cli import run
