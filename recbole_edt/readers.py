@@ -283,10 +283,14 @@ def _record(line: bytes) -> dict[str, Any]:
     Raises: ValueError saying what is wrong.
     """
     try:
-        record = _decode(line.decode("utf-8"))
+        text = line.decode("utf-8")
+    except UnicodeDecodeError:
+        raise ValueError(_NOT_UTF8) from None
+    try:
+        record = _decode(text)
     except (ValueError, RecursionError) as error:
         try:
-            record = ast.literal_eval(line.decode("utf-8").strip())
+            record = ast.literal_eval(text.strip())
         except (ValueError, SyntaxError, RecursionError, MemoryError):
             reason = error.msg if isinstance(error, json.JSONDecodeError) else type(error).__name__
             raise ValueError(f"neither JSON nor a Python literal ({reason})") from None
@@ -337,11 +341,28 @@ def _positions(
     return found
 
 
+_NOT_UTF8 = "not UTF-8; save the file as UTF-8"
+
+
+_DAMAGE = re.compile(r"[\udc80-\udcff]")
+"""What Python makes of a byte that is not UTF-8: half of a surrogate pair."""
+
+
+def _is_damaged(text: str) -> bool:
+    return not text.isascii() and _DAMAGE.search(text) is not None
+
+
+def _bytes(text: str) -> bytes:
+    return text.encode("utf-8", "surrogateescape")
+
+
 def _delimited_blocks(tally: Tally, columns: Sequence[Column], optional: Collection[Column]) -> Iterator[Block]:
     with _opened(tally.path) as (file, advance):
         text = TextIOWrapper(file, encoding="utf-8-sig", errors="surrogateescape", newline="")
         first = text.readline()
         separator = max("\t,;|", key=first.count)
+        if _is_damaged(first):
+            raise DataError(f"{tally.path}, line 1: {_NOT_UTF8}: {_excerpt(_bytes(first))}")
         header = [name.strip() for name in next(csv.reader([first], delimiter=separator), [])]
         places = _positions(tally.path, header, columns, optional)
         tally.lines = 1
@@ -354,7 +375,7 @@ def _delimited_blocks(tally: Tally, columns: Sequence[Column], optional: Collect
 
 
 def _csv_rows(tally: Tally, reader: Any, width: int) -> Iterator[tuple[int, list[str]]]:
-    """Numbered rows that have as many fields as the header."""
+    """Numbered rows of UTF-8 that have as many fields as the header."""
     while True:
         try:
             row = next(reader)
@@ -365,7 +386,9 @@ def _csv_rows(tally: Tally, reader: Any, width: int) -> Iterator[tuple[int, list
             tally.fault(tally.lines, str(error), "")
             continue
         tally.lines = 1 + reader.line_num
-        if len(row) == width:
+        if _is_damaged(text := " ".join(row)):
+            tally.fault(tally.lines, _NOT_UTF8, _bytes(text))
+        elif len(row) == width:
             yield tally.lines, row
         elif row:
             tally.fault(tally.lines, f"{len(row)} fields where the header has {width}", row)
@@ -391,5 +414,5 @@ def _parquet_blocks(tally: Tally, columns: Sequence[Column], optional: Collectio
                 yield numbers, list(zip(*values, strict=True))
     except FileNotFoundError:
         raise DataError(f"{tally.path}: no such file; check the folder and the name") from None
-    except (OSError, pa.ArrowException) as error:
+    except (OSError, pa.ArrowException, UnicodeDecodeError) as error:
         raise DataError(f"{tally.path}: no readable Parquet file ({error}); fetch or write it again") from error

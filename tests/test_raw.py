@@ -420,9 +420,7 @@ class TestRules:
         (tmp_path / "kitchen.csv").write_text("user_id,item_id,timestamp\nu,o,2024-01-02\n")
         files = {name: {"interactions": f"{name}.csv"} for name in ("food", "kitchen")}
         config = PrepareConfig("table", str(tmp_path), files)
-        with pytest.raises(
-            DataError, match=r"food.csv: 2 of .*line 3: neither a number nor an ISO 8601 date .*: '03/04/2024'"
-        ):
+        with pytest.raises(DataError, match=r"food.csv: 2 of .*line 3: neither a number nor an ISO .*: '03/04/2024'"):
             made(config, tmp_path / "out")
         made(replace(config, max_bad_share=0.5), tmp_path / "out")
         assert dropped(tmp_path / "out") == {"unusable": 2, "without_time": 2}
