@@ -325,14 +325,19 @@ class _Preparation:
         return self._selected(rows)
 
     def _read_rows(self, domain: int, on_disk: spill.Spill) -> None:
-        """All usable rows of a domain."""
+        """All usable rows of a domain.
+
+        Raises: DataError if the file has none at all, usable or not.
+        """
         name = self.domains[domain]
         tally = self._tally(name, "interactions")
         mine = self._items_of(name) if "domain" in self.item_columns else None
+        n_read = 0
         again = self.one_file and domain == 1  # what is of neither domain or of no use was counted for A
         for numbers, rows in blocks(tally, list(self.columns.values())):
             if not rows:
                 continue
+            n_read += len(rows)
             values = dict(zip(self.columns, zip(*rows, strict=True), strict=True))
             users, items = _ids(values["user_id"]), _ids(values["item_id"])
             times = self._checked(seconds(values["timestamp"], self.time_unit), tally)
@@ -360,6 +365,8 @@ class _Preparation:
                 np.array(numbers, np.int64)[chosen],
                 domain,
             )
+        if not n_read and not tally.bad:
+            raise DataError(f"{tally.path} has no rows; is it the right file, whole?")
         self.dropped["unusable"] += 0 if again else tally.bad
 
     def _belongs(

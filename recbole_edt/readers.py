@@ -342,8 +342,6 @@ def _positions(
 
 
 _NOT_UTF8 = "not UTF-8; save the file as UTF-8"
-
-
 _DAMAGE = re.compile(r"[\udc80-\udcff]")
 """What Python makes of a byte that is not UTF-8: half of a surrogate pair."""
 
@@ -363,6 +361,14 @@ def _delimited_blocks(tally: Tally, columns: Sequence[Column], optional: Collect
         separator = max("\t,;|", key=first.count)
         if _is_damaged(first):
             raise DataError(f"{tally.path}, line 1: {_NOT_UTF8}: {_excerpt(_bytes(first))}")
+        if not first.strip():
+            what = "the first line is empty; expected the names of columns" if first else "the file is empty"
+            raise DataError(f"{tally.path}: {what}")
+        if separator not in first and len(columns) > 1 + len(optional):
+            raise DataError(
+                f"{tally.path}: the first line has no tab, comma, semicolon or bar between the names of columns: "
+                f"{_excerpt(first.strip())}"
+            )
         header = [name.strip() for name in next(csv.reader([first], delimiter=separator), [])]
         places = _positions(tally.path, header, columns, optional)
         tally.lines = 1

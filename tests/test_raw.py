@@ -538,6 +538,13 @@ class TestBadInput:
             prepare(config, own.parent, "mine")
         assert own.read_text() == "the work of years" and list(own.parent.iterdir()) == [own]
 
+    @pytest.mark.parametrize(("name", "content"), [("k.csv", "user_id,item_id,timestamp\n"), ("k.json", "\n\n")])
+    def test_a_file_without_rows_is_named(self, tmp_path, name, content):
+        (tmp_path / "food.csv").write_text("user_id,item_id,timestamp\nu,i,1\n")
+        (tmp_path / name).write_text(content)
+        files = {"food": {"interactions": "food.csv"}, "kitchen": {"interactions": name}}
+        self.refused(PrepareConfig("table", str(tmp_path), files), tmp_path / "out", f"{name} has no rows")
+
     def test_a_file_may_be_there_unzipped(self, amazon, tmp_path):
         path = tmp_path / "raw" / "food.json.gz"
         (tmp_path / "raw" / "food.json").write_bytes(gzip.decompress(path.read_bytes()))

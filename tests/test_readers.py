@@ -188,10 +188,23 @@ class TestDelimited:
         with pytest.raises(DataError, match=r"a.csv, line 1: not UTF-8; save the file as UTF-8: '"):
             read(tmp_path / "a.csv", ("user",))
 
-    def test_an_empty_file_lacks_its_columns(self, tmp_path):
-        (tmp_path / "a.csv").write_text("")
-        with pytest.raises(DataError, match="no column 'user'"):
-            read(tmp_path / "a.csv", ("user",))
+    @pytest.mark.parametrize(
+        ("content", "told"),
+        [
+            ("", "a.csv: the file is empty"),
+            ("\ufeff", "a.csv: the file is empty"),
+            ("\nuser,item\n", "a.csv: the first line is empty; expected the names of columns"),
+            ("user item\nu1 i1\n", "a.csv: the first line has no tab, comma, semicolon or bar .*: 'user item'"),
+        ],
+    )
+    def test_a_file_without_a_header_that_can_be_split_is_told(self, tmp_path, content, told):
+        (tmp_path / "a.csv").write_text(content, encoding="utf-8")
+        with pytest.raises(DataError, match=told):
+            read(tmp_path / "a.csv", ("user", "item"))
+
+    def test_a_table_may_have_one_column(self, tmp_path):
+        (tmp_path / "a.csv").write_text("user\nu1\n")
+        assert rows(tmp_path / "a.csv", ("user",)) == [("u1",)]
 
 
 def test_json_lines_that_are_not_utf8_are_told_as_such(tmp_path):
