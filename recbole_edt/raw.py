@@ -6,6 +6,7 @@ import hashlib
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, fields
 from datetime import date, datetime, timezone
 from pathlib import Path
@@ -223,14 +224,26 @@ def prepare(config: PrepareConfig, folder: Path, name: str, domains: Sequence[st
     """
     outputs = [folder / f"{name}.inter", folder / f"{name}.item"]
     _check_ours(folder, name, outputs)
+    if config.source != "ml-100k" and domains is not None and sorted(domains) != sorted(config.files):
+        named = ", ".join(config.files)
+        raise ConfigError(f"domains: {', '.join(domains)}, but prepare.files has {named}; name the same two")
+    was_there = folder.exists()
+    try:
+        _make(config, folder, outputs)
+    except BaseException:  # an interrupt, too
+        if not was_there:
+            with suppress(OSError):  # not made yet, or not empty
+                folder.rmdir()
+        raise
+
+
+def _make(config: PrepareConfig, folder: Path, outputs: Sequence[Path]) -> None:
+    """Write both files and the manifest."""
     if config.source == "ml-100k":
         counts = movielens.write_films(*outputs)
         settings: dict[str, Any] = {"source": config.source}
         write_manifest(folder / MANIFEST, "prepare", source_hash(config), settings, counts, outputs)
         return
-    if domains is not None and sorted(domains) != sorted(config.files):
-        named = ", ".join(config.files)
-        raise ConfigError(f"domains: {', '.join(domains)}, but prepare.files has {named}; name the same two")
     run = _Preparation(config)
     rows, item_domain = run.filtered(folder)
     texts = run.texts(rows, item_domain)

@@ -347,7 +347,7 @@ class TestTable:
             DataError, match=r"food.csv: no column 'client' .found: 'customer', 'sku', 'bought', 'shop'"
         ):
             made(config, tmp_path / "out")
-        assert not list((tmp_path / "out").iterdir())
+        assert not (tmp_path / "out").exists()
 
 
 class TestRules:
@@ -515,10 +515,11 @@ class TestBlocksWithoutRows:
 
 class TestBadInput:
     def refused(self, config, folder, match):
-        """A data set is not made, and nothing of it stays behind."""
+        """A data set is not made, and nothing of it stays behind: no file, and no folder that was not there before."""
+        was_there = folder.exists()
         with pytest.raises(DataError, match=match):
             made(config, folder)
-        assert not folder.exists() or not list(folder.iterdir())
+        assert folder.exists() == was_there and not list(folder.glob("*"))
 
     def test_missing_files_are_named_all_at_once(self, amazon, tmp_path):
         (tmp_path / "raw" / "kitchen.json").unlink()
@@ -544,6 +545,18 @@ class TestBadInput:
         (tmp_path / name).write_text(content)
         files = {"food": {"interactions": "food.csv"}, "kitchen": {"interactions": name}}
         self.refused(PrepareConfig("table", str(tmp_path), files), tmp_path / "out", f"{name} has no rows")
+
+    @pytest.mark.parametrize("was_there", [False, True])
+    def test_an_interrupt_leaves_a_folder_only_where_there_was_one(self, amazon, tmp_path, monkeypatch, was_there):
+        def interrupted(*_):
+            raise KeyboardInterrupt
+
+        if was_there:
+            (tmp_path / "out").mkdir()
+        monkeypatch.setattr(raw.spill.Spill, "append", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            prepare(amazon, tmp_path / "out", "mine")
+        assert (tmp_path / "out").exists() == was_there
 
     def test_a_file_may_be_there_unzipped(self, amazon, tmp_path):
         path = tmp_path / "raw" / "food.json.gz"
@@ -603,7 +616,7 @@ class TestBadInput:
             with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
                 patch.setattr(module, step, stop)
                 prepare(amazon, tmp_path / "out", "mine")
-            assert not list((tmp_path / "out").iterdir())
+            assert not (tmp_path / "out").exists()
 
     def test_a_disk_that_fills_up_leaves_no_data_set(self, tmp_path):
         """With a limit on the size of files the system refuses to write more, as it does when the disk is full."""
@@ -622,7 +635,7 @@ class TestBadInput:
         for limit in (50_000, 250_000):  # while rows are read, and while the files are written
             done = subprocess.run([sys.executable, "-c", code, str(limit)], capture_output=True, text=True)
             assert "DataError" in done.stderr and "free space" in done.stderr, done.stderr
-            assert not list((tmp_path / "out").iterdir())
+            assert not (tmp_path / "out").exists()
 
 
 class TestIsMade:
