@@ -319,7 +319,7 @@ class _Preparation:
     def _read_of(self, recorded: dict[str, Any]) -> dict[str, Any]:
         """The record of an input with what was read of it."""
         tally = self.tallies[recorded["file"]]
-        read = {"lines": tally.lines, "unusable": tally.bad}
+        read = {"lines": tally.rows, "unusable": tally.bad}
         return {**recorded, **read, **({"first_unusable": tally.first} if tally.first else {})}
 
     # -- interactions --
@@ -345,12 +345,10 @@ class _Preparation:
         name = self.domains[domain]
         tally = self._tally(name, "interactions")
         mine = self._items_of(name) if "domain" in self.item_columns else None
-        n_read = 0
         again = self.one_file and domain == 1  # what is of neither domain or of no use was counted for A
         for numbers, rows in blocks(tally, list(self.columns.values())):
             if not rows:
                 continue
-            n_read += len(rows)
             values = dict(zip(self.columns, zip(*rows, strict=True), strict=True))
             users, items = _ids(values["user_id"]), _ids(values["item_id"])
             times = self._checked(seconds(values["timestamp"], self.time_unit), tally)
@@ -378,7 +376,7 @@ class _Preparation:
                 np.array(numbers, np.int64)[chosen],
                 domain,
             )
-        if not n_read and not tally.bad:
+        if not tally.rows:
             raise DataError(f"{tally.path} has no rows; is it the right file, whole?")
         self.dropped["unusable"] += 0 if again else tally.bad
 

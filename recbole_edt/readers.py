@@ -51,6 +51,8 @@ class Tally:
     max_bad_share: float = 0.0
     """Share of unusable lines above which reading stops with an error."""
     lines: int = 0
+    rows: int = 0
+    """Records on those lines, usable or not: a header and empty lines are none, one of a table may have many lines."""
     bad: int = 0
     first: str = ""
     """The first unusable line: its number, what is wrong, how it begins."""
@@ -63,9 +65,9 @@ class Tally:
 
     def check(self, done: bool = False) -> None:
         """Raises: DataError if too many lines were unusable; before the end of the file only after many lines."""
-        if self.bad > self.max_bad_share * self.lines and (done or self.lines >= MANY):
+        if self.bad > self.max_bad_share * self.rows and (done or self.rows >= MANY):
             raise DataError(
-                f"{self.path}: {self.bad:,} of the {self.lines:,} lines read are unusable, more than the share "
+                f"{self.path}: {self.bad:,} of the {self.rows:,} lines read are unusable, more than the share "
                 f"{self.max_bad_share:g} of prepare.max_bad_share; {self.first}; is it the right file, whole?"
             )
 
@@ -263,7 +265,10 @@ def _json_blocks(tally: Tally, columns: Sequence[Column], wanted: Callable[[byte
     for lines in _lines(tally.path):
         numbers, rows = [], []
         for number, line in enumerate(lines, tally.lines + 1):
-            if not line.strip() or (wanted is not None and not wanted(line)):
+            if not line.strip():
+                continue
+            tally.rows += 1
+            if wanted is not None and not wanted(line):
                 continue
             try:
                 row = values(_record(line))
@@ -389,9 +394,11 @@ def _csv_rows(tally: Tally, reader: Any, width: int) -> Iterator[tuple[int, list
             return
         except csv.Error as error:
             tally.lines = 1 + reader.line_num
+            tally.rows += 1
             tally.fault(tally.lines, str(error), "")
             continue
         tally.lines = 1 + reader.line_num
+        tally.rows += bool(row)
         if _is_damaged(text := " ".join(row)):
             tally.fault(tally.lines, _NOT_UTF8, _bytes(text))
         elif len(row) == width:
@@ -417,6 +424,7 @@ def _parquet_blocks(tally: Tally, columns: Sequence[Column], optional: Collectio
                 values = [empty if name is None else batch.column(name).to_pylist() for name in names]
                 numbers = list(range(tally.lines + 1, tally.lines + batch.num_rows + 1))
                 tally.lines += batch.num_rows
+                tally.rows += batch.num_rows
                 yield numbers, list(zip(*values, strict=True))
     except FileNotFoundError:
         raise DataError(f"{tally.path}: no such file; check the folder and the name") from None

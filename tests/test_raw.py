@@ -746,6 +746,18 @@ class TestCommand:
         assert run(["prepare", "--dataset=shops"]) == 0
         assert {path: path.stat().st_mtime_ns for path in folder.iterdir()} == before
 
+    def test_the_lines_of_the_files_on_the_card_are_the_lines_read(self, shops):
+        from recbole_edt.cli import run
+
+        with open(shops / "raw" / "food.csv", "a") as file:
+            file.write('\n"u1\n",F1,2024-03-02\n')  # an empty line is none, and one of two lines is one
+        assert run(["prepare", "--dataset=shops", "--prepare.max_bad_share=0.1"]) == 0
+        page = (shops / "atomic_files" / "shops" / "card.md").read_text()
+        assert "| lines read | 243 |" in page
+        recorded = json.loads((shops / "atomic_files" / "shops" / "prepare.json").read_text())["config"]["inputs"]
+        n_lines = {one["file"]: one["lines"] for one in recorded}
+        assert n_lines == {"food.csv": 122, "food_products.csv": 12, "kitchen.csv": 121, "kitchen_products.csv": 12}
+
     def test_says_when_rows_have_no_time(self, shops, capsys):
         from recbole_edt.cli import run
 
