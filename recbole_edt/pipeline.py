@@ -68,6 +68,8 @@ def prepare(settings: Settings, say: Say) -> None:
     data = read(settings)
     if made:
         card.write(folder, data)
+        if lost := raw.losses(folder):
+            say(f"{name}: {lost}")
     if not (split.leave_one_out(data) == split.TEST).any():
         path = folder / f"{name}.inter"
         raise DataError(f"{path}: no user has {split.MIN_RAW_ROWS} interactions, so none can be held out")

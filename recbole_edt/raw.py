@@ -6,6 +6,7 @@ import hashlib
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, fields
 from datetime import date, datetime, timezone
 from pathlib import Path
@@ -17,7 +18,17 @@ from recbole_edt import movielens, spill
 from recbole_edt.atomic import TwoDomainData, keep_rows, sanitize
 from recbole_edt.errors import ConfigError, DataError, choice_faults, whole_number_faults
 from recbole_edt.files import is_current, read_json, sha256_of, write_manifest, write_safely
-from recbole_edt.readers import PER_SECOND, Column, Tally, blocks, file_progress, plain_labels, plain_text, seconds
+from recbole_edt.readers import (
+    PER_SECOND,
+    Column,
+    Tally,
+    blocks,
+    file_progress,
+    is_empty,
+    plain_labels,
+    plain_text,
+    seconds,
+)
 from recbole_edt.split import domain_ratio, training_rows
 
 RULES_VERSION = 2
@@ -208,18 +219,31 @@ def prepare(config: PrepareConfig, folder: Path, name: str, domains: Sequence[st
         name: of the data set.
         domains: their names as the configuration has them, to be checked before any work.
 
-    Raises: ConfigError if the domains differ; DataError if a file cannot be read, is damaged, does not fit, or
-        nothing is left, or if there is no room to write.
+    Raises: ConfigError if the domains differ; DataError if files of that name are there that are not ours, if a file
+        cannot be read, is damaged, does not fit, or nothing is left, or if there is no room to write.
     """
     outputs = [folder / f"{name}.inter", folder / f"{name}.item"]
+    _check_ours(folder, name, outputs)
+    if config.source != "ml-100k" and domains is not None and sorted(domains) != sorted(config.files):
+        named = ", ".join(config.files)
+        raise ConfigError(f"domains: {', '.join(domains)}, but prepare.files has {named}; name the same two")
+    was_there = folder.exists()
+    try:
+        _make(config, folder, outputs)
+    except BaseException:  # an interrupt, too
+        if not was_there:
+            with suppress(OSError):  # not made yet, or not empty
+                folder.rmdir()
+        raise
+
+
+def _make(config: PrepareConfig, folder: Path, outputs: Sequence[Path]) -> None:
+    """Write both files and the manifest."""
     if config.source == "ml-100k":
         counts = movielens.write_films(*outputs)
         settings: dict[str, Any] = {"source": config.source}
         write_manifest(folder / MANIFEST, "prepare", source_hash(config), settings, counts, outputs)
         return
-    if domains is not None and sorted(domains) != sorted(config.files):
-        named = ", ".join(config.files)
-        raise ConfigError(f"domains: {', '.join(domains)}, but prepare.files has {named}; name the same two")
     run = _Preparation(config)
     rows, item_domain = run.filtered(folder)
     texts = run.texts(rows, item_domain)
@@ -227,6 +251,17 @@ def prepare(config: PrepareConfig, folder: Path, name: str, domains: Sequence[st
         _write_interactions(inter, rows)
         _write_items(item, rows, item_domain, texts, run.domains)
     write_manifest(folder / MANIFEST, "prepare", source_hash(config), run.settings(), run.account(rows), outputs)
+
+
+def _check_ours(folder: Path, name: str, outputs: Sequence[Path]) -> None:
+    """Raises: DataError if files are in the place of the outputs and no manifest says that ``prepare`` made them."""
+    there = [str(path) for path in outputs if path.exists()]
+    if there and not (folder / MANIFEST).exists():
+        raise DataError(
+            f"{', '.join(there)}: there already, and not made by prepare (no {MANIFEST} beside), which would overwrite "
+            f"them; to use them as they are remove `prepare:` from dataset_configs/{name}.yaml, else choose another "
+            "name for the data set or move them away"
+        )
 
 
 def is_made(config: PrepareConfig, folder: Path, name: str) -> bool:
@@ -284,7 +319,7 @@ class _Preparation:
     def _read_of(self, recorded: dict[str, Any]) -> dict[str, Any]:
         """The record of an input with what was read of it."""
         tally = self.tallies[recorded["file"]]
-        read = {"lines": tally.lines, "unusable": tally.bad}
+        read = {"lines": tally.rows, "unusable": tally.bad}
         return {**recorded, **read, **({"first_unusable": tally.first} if tally.first else {})}
 
     # -- interactions --
@@ -303,7 +338,10 @@ class _Preparation:
         return self._selected(rows)
 
     def _read_rows(self, domain: int, on_disk: spill.Spill) -> None:
-        """All usable rows of a domain."""
+        """All usable rows of a domain.
+
+        Raises: DataError if the file has none at all, usable or not.
+        """
         name = self.domains[domain]
         tally = self._tally(name, "interactions")
         mine = self._items_of(name) if "domain" in self.item_columns else None
@@ -313,14 +351,19 @@ class _Preparation:
                 continue
             values = dict(zip(self.columns, zip(*rows, strict=True), strict=True))
             users, items = _ids(values["user_id"]), _ids(values["item_id"])
+            times = self._checked(seconds(values["timestamp"], self.time_unit), tally)
             usable = np.array([bool(user and item) for user, item in zip(users, items, strict=True)])
             for row in np.flatnonzero(~usable):
                 which = self.columns["item_id" if users[row] else "user_id"]
                 tally.fault(numbers[row], f"no {which if isinstance(which, str) else ' or '.join(which)}", rows[row])
+            for row in np.flatnonzero(usable & np.isnan(times)):
+                if not is_empty(time := values["timestamp"][row]):
+                    usable[row] = False
+                    problem = f"neither a number nor an ISO 8601 date such as 2014-01-31 in {self.columns['timestamp']}"
+                    tally.fault(numbers[row], problem, time)
             own, foreign = self._belongs(name, values.get("domain"), items, mine)
             self.dropped["of_other_domains"] += 0 if again else int((usable & foreign).sum())
             usable &= own
-            times = self._checked(seconds(values["timestamp"], self.time_unit), tally)
             timed = usable & ~np.isnan(times)
             self.dropped["without_time"] += int((usable & ~timed).sum())
             kept = timed & self._in_range(times)
@@ -333,6 +376,8 @@ class _Preparation:
                 np.array(numbers, np.int64)[chosen],
                 domain,
             )
+        if not tally.rows:
+            raise DataError(f"{tally.path} has no rows; is it the right file, whole?")
         self.dropped["unusable"] += 0 if again else tally.bad
 
     def _belongs(
@@ -601,6 +646,18 @@ def card(data: TwoDomainData) -> dict[str, int | float]:
         "users_in_both_domains": len(in_both),
         "mean_domain_ratio": float(domain_ratio(training_rows(raw)).mean()),
     }
+
+
+def losses(folder: Path) -> str:
+    """What ``prepare`` could not use of the interactions of the data set in ``folder``, or ``""``."""
+    made = read_json(folder / MANIFEST)
+    dropped = made["counts"].get("dropped", {})
+    parts = [f"{n:,} without a time"] if (n := dropped.get("without_time")) else []
+    if n := dropped.get("unusable"):
+        read = {of["interactions"] for of in made["config"]["files"].values()}
+        bad = next(one for one in made["config"]["inputs"] if one["file"] in read and one["unusable"])
+        parts.append(f"{n:,} unusable (first: {bad['file']}, {bad['first_unusable']})")
+    return f"dropped of {made['counts']['rows_read']:,} interactions read: {', '.join(parts)}" if parts else ""
 
 
 def listed(figures: Mapping[str, Any]) -> str:

@@ -51,6 +51,8 @@ class Tally:
     max_bad_share: float = 0.0
     """Share of unusable lines above which reading stops with an error."""
     lines: int = 0
+    rows: int = 0
+    """Records on those lines, usable or not: a header and empty lines are none, one of a table may have many lines."""
     bad: int = 0
     first: str = ""
     """The first unusable line: its number, what is wrong, how it begins."""
@@ -63,9 +65,9 @@ class Tally:
 
     def check(self, done: bool = False) -> None:
         """Raises: DataError if too many lines were unusable; before the end of the file only after many lines."""
-        if self.bad > self.max_bad_share * self.lines and (done or self.lines >= MANY):
+        if self.bad > self.max_bad_share * self.rows and (done or self.rows >= MANY):
             raise DataError(
-                f"{self.path}: {self.bad:,} of the {self.lines:,} lines read are unusable, more than the share "
+                f"{self.path}: {self.bad:,} of the {self.rows:,} lines read are unusable, more than the share "
                 f"{self.max_bad_share:g} of prepare.max_bad_share; {self.first}; is it the right file, whole?"
             )
 
@@ -115,6 +117,14 @@ def seconds(values: Sequence[Any], unit: str = "s") -> np.ndarray:
         times /= PER_SECOND[unit]
     times[~np.isfinite(times)] = np.nan
     return times
+
+
+_EMPTY = ("", "nan", "nat", "none", "null")
+
+
+def is_empty(value: Any) -> bool:
+    """Whether a table says by this value that there is none."""
+    return value.strip().lower() in _EMPTY if isinstance(value, str) else value is None or value != value
 
 
 _ZONE = re.compile(r"(?:Z|:[\d.,]*[+-]\d\d(?::?\d\d)?)\s*$")
@@ -255,7 +265,10 @@ def _json_blocks(tally: Tally, columns: Sequence[Column], wanted: Callable[[byte
     for lines in _lines(tally.path):
         numbers, rows = [], []
         for number, line in enumerate(lines, tally.lines + 1):
-            if not line.strip() or (wanted is not None and not wanted(line)):
+            if not line.strip():
+                continue
+            tally.rows += 1
+            if wanted is not None and not wanted(line):
                 continue
             try:
                 row = values(_record(line))
@@ -275,10 +288,14 @@ def _record(line: bytes) -> dict[str, Any]:
     Raises: ValueError saying what is wrong.
     """
     try:
-        record = _decode(line.decode("utf-8"))
+        text = line.decode("utf-8")
+    except UnicodeDecodeError:
+        raise ValueError(_NOT_UTF8) from None
+    try:
+        record = _decode(text)
     except (ValueError, RecursionError) as error:
         try:
-            record = ast.literal_eval(line.decode("utf-8").strip())
+            record = ast.literal_eval(text.strip())
         except (ValueError, SyntaxError, RecursionError, MemoryError):
             reason = error.msg if isinstance(error, json.JSONDecodeError) else type(error).__name__
             raise ValueError(f"neither JSON nor a Python literal ({reason})") from None
@@ -329,11 +346,34 @@ def _positions(
     return found
 
 
+_NOT_UTF8 = "not UTF-8; save the file as UTF-8"
+_DAMAGE = re.compile(r"[\udc80-\udcff]")
+"""What Python makes of a byte that is not UTF-8: half of a surrogate pair."""
+
+
+def _is_damaged(text: str) -> bool:
+    return not text.isascii() and _DAMAGE.search(text) is not None
+
+
+def _bytes(text: str) -> bytes:
+    return text.encode("utf-8", "surrogateescape")
+
+
 def _delimited_blocks(tally: Tally, columns: Sequence[Column], optional: Collection[Column]) -> Iterator[Block]:
     with _opened(tally.path) as (file, advance):
         text = TextIOWrapper(file, encoding="utf-8-sig", errors="surrogateescape", newline="")
         first = text.readline()
         separator = max("\t,;|", key=first.count)
+        if _is_damaged(first):
+            raise DataError(f"{tally.path}, line 1: {_NOT_UTF8}: {_excerpt(_bytes(first))}")
+        if not first.strip():
+            what = "the first line is empty; expected the names of columns" if first else "the file is empty"
+            raise DataError(f"{tally.path}: {what}")
+        if separator not in first and len(columns) > 1 + len(optional):
+            raise DataError(
+                f"{tally.path}: the first line has no tab, comma, semicolon or bar between the names of columns: "
+                f"{_excerpt(first.strip())}"
+            )
         header = [name.strip() for name in next(csv.reader([first], delimiter=separator), [])]
         places = _positions(tally.path, header, columns, optional)
         tally.lines = 1
@@ -346,7 +386,7 @@ def _delimited_blocks(tally: Tally, columns: Sequence[Column], optional: Collect
 
 
 def _csv_rows(tally: Tally, reader: Any, width: int) -> Iterator[tuple[int, list[str]]]:
-    """Numbered rows that have as many fields as the header."""
+    """Numbered rows of UTF-8 that have as many fields as the header."""
     while True:
         try:
             row = next(reader)
@@ -354,10 +394,14 @@ def _csv_rows(tally: Tally, reader: Any, width: int) -> Iterator[tuple[int, list
             return
         except csv.Error as error:
             tally.lines = 1 + reader.line_num
+            tally.rows += 1
             tally.fault(tally.lines, str(error), "")
             continue
         tally.lines = 1 + reader.line_num
-        if len(row) == width:
+        tally.rows += bool(row)
+        if _is_damaged(text := " ".join(row)):
+            tally.fault(tally.lines, _NOT_UTF8, _bytes(text))
+        elif len(row) == width:
             yield tally.lines, row
         elif row:
             tally.fault(tally.lines, f"{len(row)} fields where the header has {width}", row)
@@ -380,8 +424,9 @@ def _parquet_blocks(tally: Tally, columns: Sequence[Column], optional: Collectio
                 values = [empty if name is None else batch.column(name).to_pylist() for name in names]
                 numbers = list(range(tally.lines + 1, tally.lines + batch.num_rows + 1))
                 tally.lines += batch.num_rows
+                tally.rows += batch.num_rows
                 yield numbers, list(zip(*values, strict=True))
     except FileNotFoundError:
         raise DataError(f"{tally.path}: no such file; check the folder and the name") from None
-    except (OSError, pa.ArrowException) as error:
+    except (OSError, pa.ArrowException, UnicodeDecodeError) as error:
         raise DataError(f"{tally.path}: no readable Parquet file ({error}); fetch or write it again") from error

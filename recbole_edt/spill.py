@@ -70,6 +70,8 @@ class Spill:
 
         Raises: DataError if the disk is full.
         """
+        if not len(users):
+            return  # no id at all reads back like one that is empty
         rows = np.empty(len(users), _ROW)
         rows["user"], rows["item"] = _buckets(users, USER_BUCKETS), _buckets(items, ITEM_BUCKETS)
         rows["time"], rows["line"], rows["domain"] = times, lines, domain

@@ -347,7 +347,7 @@ class TestTable:
             DataError, match=r"food.csv: no column 'client' .found: 'customer', 'sku', 'bought', 'shop'"
         ):
             made(config, tmp_path / "out")
-        assert not list((tmp_path / "out").iterdir())
+        assert not (tmp_path / "out").exists()
 
 
 class TestRules:
@@ -409,10 +409,31 @@ class TestRules:
     def test_reviews_without_time_are_dropped_and_counted(self, amazon, tmp_path):
         with open(tmp_path / "raw" / "kitchen.json", "a") as file:
             file.write(
-                '{"reviewerID": "ann", "asin": "cup"}\n{"reviewerID": "ann", "asin": "pot", "unixReviewTime": "?"}\n'
+                '{"reviewerID": "ann", "asin": "cup"}\n{"reviewerID": "ann", "asin": "pot", "unixReviewTime": " "}\n'
             )
         assert rows_of(made(amazon, tmp_path / "out")) == ALL_ROWS
         assert dropped(tmp_path / "out") == {"without_time": 2}
+
+    def test_times_that_are_none_are_unusable_lines(self, tmp_path):
+        food = ["user_id,item_id,timestamp", "u,i,2024-01-01", "u,j,03/04/2024", "u,k,", "u,l,NaN", "u,m,inf"]
+        (tmp_path / "food.csv").write_text("\n".join(food))
+        (tmp_path / "kitchen.csv").write_text("user_id,item_id,timestamp\nu,o,2024-01-02\n")
+        files = {name: {"interactions": f"{name}.csv"} for name in ("food", "kitchen")}
+        config = PrepareConfig("table", str(tmp_path), files)
+        with pytest.raises(DataError, match=r"food.csv: 2 of .*line 3: neither a number nor an ISO .*: '03/04/2024'"):
+            made(config, tmp_path / "out")
+        made(replace(config, max_bad_share=0.5), tmp_path / "out")
+        assert dropped(tmp_path / "out") == {"unusable": 2, "without_time": 2}
+        told = raw.losses(tmp_path / "out")
+        assert "dropped of 6 interactions read: 2 without a time, 2 unusable (first: food.csv, line 3: " in told
+
+    def test_times_that_are_none_count_once_in_a_file_of_both_domains(self, tmp_path):
+        rows = ["user_id,item_id,timestamp,shop", "u,i,1,food", "u,j,soon,kitchen", "u,k,never,cars", "u,l,2,kitchen"]
+        (tmp_path / "all.csv").write_text("\n".join(rows))
+        files = {name: {"interactions": "all.csv"} for name in ("food", "kitchen")}
+        config = PrepareConfig("table", str(tmp_path), files, columns={"domain": "shop"}, max_bad_share=0.5)
+        assert len(made(config, tmp_path / "out").user) == 2
+        assert dropped(tmp_path / "out") == {"unusable": 2}
 
     def test_items_without_metadata_or_files_of_them_have_no_text(self, amazon, tmp_path):
         files = {name: {"interactions": of["interactions"]} for name, of in FILES.items()}
@@ -448,12 +469,57 @@ class TestRules:
         assert once and set(rows_of(data)) <= set(food) | set(kitchen)
 
 
+class TestBlocksWithoutRows:
+    """Blocks of which nothing is kept, in all the ways in which that happens; a block has two rows here."""
+
+    @pytest.fixture(autouse=True)
+    def small(self, monkeypatch):
+        monkeypatch.setattr("recbole_edt.readers.BLOCK_ROWS", 2)
+
+    def config(self, folder, rows, shared=True, **keys):
+        """Settings for rows of (user, item, time, shop), in one file for both shops or a file for each."""
+        files = {name: {"interactions": "all.csv" if shared else f"{name}.csv"} for name in ("food", "kitchen")}
+        for file in {of["interactions"] for of in files.values()}:
+            of = [row for row in rows if shared or file == f"{row[3]}.csv"]
+            (folder / file).write_text("\n".join(["user_id,item_id,timestamp,shop", *map(",".join, of)]) + "\n")
+        return PrepareConfig("table", str(folder), files, columns={"domain": "shop"} if shared else {}, **keys)
+
+    ROWS = [
+        (f"u{n % 2}", f"{shop[0]}{n}", f"2024-01-{n + 1:02d}", shop) for shop in ("food", "kitchen") for n in range(9)
+    ]
+
+    @pytest.mark.parametrize("coarse", [False, True])
+    def test_one_file_may_be_sorted_by_shop(self, tmp_path, monkeypatch, coarse):
+        keys = {"k_core": 1, "min_history": 2} if coarse else {}
+        if coarse:
+            monkeypatch.setattr(raw.spill, "IN_MEMORY_ROWS", 1)
+        data = made(self.config(tmp_path, self.ROWS, **keys), tmp_path / "out")
+        assert len(data.user) == 18 and sorted(data.users) == ["u0", "u1"]
+        assert sorted(data.items) == sorted(item for _, item, _, _ in self.ROWS)
+
+    def test_files_may_be_sorted_by_date_and_begin_before_the_first_day(self, tmp_path):
+        data = made(self.config(tmp_path, self.ROWS, shared=False, after="2024-01-06"), tmp_path / "out")
+        assert len(data.user) == 8 and dropped(tmp_path / "out") == {"outside_dates": 10}
+
+    def test_names_of_domains_that_the_column_has_not_are_told(self, tmp_path):
+        rows = [(*row[:3], row[3].upper()) for row in self.ROWS]
+        with pytest.raises(
+            DataError, match=r"no interaction of food and kitchen is left of 18 lines .*other domains 18"
+        ):
+            made(self.config(tmp_path, rows), tmp_path / "out")
+
+    def test_rows_of_one_shop_only_are_told(self, tmp_path):
+        with pytest.raises(DataError, match=r"no interaction of kitchen is left of 9 lines"):
+            made(self.config(tmp_path, self.ROWS[:9]), tmp_path / "out")
+
+
 class TestBadInput:
     def refused(self, config, folder, match):
-        """A data set is not made, and nothing of it stays behind."""
+        """A data set is not made, and nothing of it stays behind: no file, and no folder that was not there before."""
+        was_there = folder.exists()
         with pytest.raises(DataError, match=match):
             made(config, folder)
-        assert not folder.exists() or not list(folder.iterdir())
+        assert folder.exists() == was_there and not list(folder.glob("*"))
 
     def test_missing_files_are_named_all_at_once(self, amazon, tmp_path):
         (tmp_path / "raw" / "kitchen.json").unlink()
@@ -461,6 +527,36 @@ class TestBadInput:
         self.refused(
             amazon, tmp_path / "out", r"no such file: .*meta_food.json, .*kitchen.json; fetch .*prepare.folder="
         )
+
+    @pytest.mark.parametrize("source", ["amazon2018", "ml-100k"])
+    @pytest.mark.parametrize("ending", ["inter", "item"])
+    def test_files_that_prepare_did_not_make_are_never_overwritten(self, amazon, tmp_path, source, ending):
+        own = tmp_path / "out" / f"mine.{ending}"
+        own.parent.mkdir()
+        own.write_text("the work of years")
+        config = amazon if source == "amazon2018" else PrepareConfig(source)
+        with pytest.raises(DataError, match=rf"mine.{ending}: .*not made by prepare.*remove `prepare:` .*mine.yaml"):
+            prepare(config, own.parent, "mine")
+        assert own.read_text() == "the work of years" and list(own.parent.iterdir()) == [own]
+
+    @pytest.mark.parametrize(("name", "content"), [("k.csv", "user_id,item_id,timestamp\n"), ("k.json", "\n\n")])
+    def test_a_file_without_rows_is_named(self, tmp_path, name, content):
+        (tmp_path / "food.csv").write_text("user_id,item_id,timestamp\nu,i,1\n")
+        (tmp_path / name).write_text(content)
+        files = {"food": {"interactions": "food.csv"}, "kitchen": {"interactions": name}}
+        self.refused(PrepareConfig("table", str(tmp_path), files), tmp_path / "out", f"{name} has no rows")
+
+    @pytest.mark.parametrize("was_there", [False, True])
+    def test_an_interrupt_leaves_a_folder_only_where_there_was_one(self, amazon, tmp_path, monkeypatch, was_there):
+        def interrupted(*_):
+            raise KeyboardInterrupt
+
+        if was_there:
+            (tmp_path / "out").mkdir()
+        monkeypatch.setattr(raw.spill.Spill, "append", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            prepare(amazon, tmp_path / "out", "mine")
+        assert (tmp_path / "out").exists() == was_there
 
     def test_a_file_may_be_there_unzipped(self, amazon, tmp_path):
         path = tmp_path / "raw" / "food.json.gz"
@@ -520,7 +616,7 @@ class TestBadInput:
             with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
                 patch.setattr(module, step, stop)
                 prepare(amazon, tmp_path / "out", "mine")
-            assert not list((tmp_path / "out").iterdir())
+            assert not (tmp_path / "out").exists()
 
     def test_a_disk_that_fills_up_leaves_no_data_set(self, tmp_path):
         """With a limit on the size of files the system refuses to write more, as it does when the disk is full."""
@@ -539,7 +635,7 @@ class TestBadInput:
         for limit in (50_000, 250_000):  # while rows are read, and while the files are written
             done = subprocess.run([sys.executable, "-c", code, str(limit)], capture_output=True, text=True)
             assert "DataError" in done.stderr and "free space" in done.stderr, done.stderr
-            assert not list((tmp_path / "out").iterdir())
+            assert not (tmp_path / "out").exists()
 
 
 class TestIsMade:
@@ -649,6 +745,26 @@ class TestCommand:
         before = {path: path.stat().st_mtime_ns for path in folder.iterdir()}
         assert run(["prepare", "--dataset=shops"]) == 0
         assert {path: path.stat().st_mtime_ns for path in folder.iterdir()} == before
+
+    def test_the_lines_of_the_files_on_the_card_are_the_lines_read(self, shops):
+        from recbole_edt.cli import run
+
+        with open(shops / "raw" / "food.csv", "a") as file:
+            file.write('\n"u1\n",F1,2024-03-02\n')  # an empty line is none, and one of two lines is one
+        assert run(["prepare", "--dataset=shops", "--prepare.max_bad_share=0.1"]) == 0
+        page = (shops / "atomic_files" / "shops" / "card.md").read_text()
+        assert "| lines read | 243 |" in page
+        recorded = json.loads((shops / "atomic_files" / "shops" / "prepare.json").read_text())["config"]["inputs"]
+        n_lines = {one["file"]: one["lines"] for one in recorded}
+        assert n_lines == {"food.csv": 122, "food_products.csv": 12, "kitchen.csv": 121, "kitchen_products.csv": 12}
+
+    def test_says_when_rows_have_no_time(self, shops, capsys):
+        from recbole_edt.cli import run
+
+        with open(shops / "raw" / "food.csv", "a") as file:
+            file.write("u1,F1,\n")
+        assert run(["prepare", "--dataset=shops"]) == 0
+        assert "shops: dropped of 243 interactions read: 1 without a time" in capsys.readouterr().out
 
     def test_the_card_shows_the_augmented_data_once_there_are_any(self, shops):
         from recbole_edt.cli import run

@@ -172,10 +172,45 @@ class TestDelimited:
         assert (tally.bad, tally.lines) == (2, 5)
         assert tally.first == "line 3: 1 fields where the header has 2: ['u2']"
 
-    def test_an_empty_file_lacks_its_columns(self, tmp_path):
-        (tmp_path / "a.csv").write_text("")
-        with pytest.raises(DataError, match="no column 'user'"):
+    def test_lines_that_are_not_utf8_are_counted_and_never_changed(self, tmp_path):
+        path = tmp_path / "a.csv"
+        path.write_bytes("user,item\nu1,Tee\nu2,Müsli\nu3,Crème\n".encode("latin-1"))
+        with pytest.raises(DataError, match=r"a.csv: 2 of .*line 3: not UTF-8; save the file as UTF-8: 'u2 M�sli'"):
+            read(path, ("user", "item"))
+        found, tally = read(path, ("user", "item"), share=0.9)
+        assert ([row for _, row in found], tally.bad) == ([("u1", "Tee")], 2)
+        path.write_text("user,item\nu2,Müsli 🥣\n", encoding="utf-8")
+        assert rows(path, ("user", "item")) == [("u2", "Müsli 🥣")]
+
+    @pytest.mark.parametrize("encoding", ["latin-1", "utf-16"])
+    def test_a_header_that_is_not_utf8_is_refused(self, tmp_path, encoding):
+        (tmp_path / "a.csv").write_bytes("user,größe\nu1,1\n".encode(encoding))
+        with pytest.raises(DataError, match=r"a.csv, line 1: not UTF-8; save the file as UTF-8: '"):
             read(tmp_path / "a.csv", ("user",))
+
+    @pytest.mark.parametrize(
+        ("content", "told"),
+        [
+            ("", "a.csv: the file is empty"),
+            ("\ufeff", "a.csv: the file is empty"),
+            ("\nuser,item\n", "a.csv: the first line is empty; expected the names of columns"),
+            ("user item\nu1 i1\n", "a.csv: the first line has no tab, comma, semicolon or bar .*: 'user item'"),
+        ],
+    )
+    def test_a_file_without_a_header_that_can_be_split_is_told(self, tmp_path, content, told):
+        (tmp_path / "a.csv").write_text(content, encoding="utf-8")
+        with pytest.raises(DataError, match=told):
+            read(tmp_path / "a.csv", ("user", "item"))
+
+    def test_a_table_may_have_one_column(self, tmp_path):
+        (tmp_path / "a.csv").write_text("user\nu1\n")
+        assert rows(tmp_path / "a.csv", ("user",)) == [("u1",)]
+
+
+def test_json_lines_that_are_not_utf8_are_told_as_such(tmp_path):
+    (tmp_path / "a.json").write_bytes('{"a": "Müsli"}\n'.encode("latin-1"))
+    with pytest.raises(DataError, match=r"line 1: not UTF-8; save the file as UTF-8: .*M�sli"):
+        read(tmp_path / "a.json", ("a",))
 
 
 class TestParquet:
