@@ -307,6 +307,7 @@ class _Preparation:
         self.tallies: dict[str, Tally] = {}
         self.dropped: Counter[str] = Counter()
         self.counts: dict[str, Any] = {}
+        self.stranger = ""  # the first name in a column of domains that is not a domain's
 
     def settings(self) -> dict[str, Any]:
         """The configuration, and the raw files with what was read of them, for the manifest."""
@@ -390,6 +391,7 @@ class _Preparation:
         elif named is not None:
             texts = [str(one).strip() for one in named]
             own, known = [text == name for text in texts], [text in self.domains for text in texts]
+            self._note_stranger(texts)
         else:
             return np.ones(len(items), bool), np.zeros(len(items), bool)
         return np.array(own), ~np.array(known)
@@ -399,9 +401,14 @@ class _Preparation:
         found: dict[str, set[str]] = {domain: set() for domain in self.domains}
         columns = [self.item_columns["item_id"], self.item_columns["domain"]]
         for _, rows in blocks(self._tally(name, "items"), columns):
-            for item, (_, domain) in zip(_ids([row[0] for row in rows]), rows, strict=True):
-                found.get(str(domain).strip(), set()).add(item)
+            texts = [str(domain).strip() for _, domain in rows]
+            self._note_stranger(texts)
+            for item, text in zip(_ids([row[0] for row in rows]), texts, strict=True):
+                found.get(text, set()).add(item)
         return found
+
+    def _note_stranger(self, texts: Sequence[str]) -> None:
+        self.stranger = self.stranger or next((text for text in texts if text not in self.domains), "")
 
     def _checked(self, times: np.ndarray, tally: Tally) -> np.ndarray:
         latest = np.fmax.reduce(times, initial=0)
@@ -445,10 +452,11 @@ class _Preparation:
         n = np.bincount(item_domain[rows.item], minlength=2)
         empty = [name for name, left in zip(self.domains, n, strict=True) if not left]
         if empty:
+            names = f"; the column of domains also has {self.stranger[:60]!r}" if self.stranger else ""
             reasons = ", ".join(f"{reason.replace('_', ' ')} {n:,}" for reason, n in self.dropped.items() if n)
             raise DataError(
                 f"no interaction of {' and '.join(empty)} is left of {self.counts['rows_read']:,} lines "
-                f"(dropped: {reasons or 'none'}); check prepare.files and loosen the filters under prepare"
+                f"(dropped: {reasons or 'none'}); check prepare.files and loosen the filters under prepare{names}"
             )
 
     # -- items --

@@ -501,12 +501,18 @@ class TestBlocksWithoutRows:
         data = made(self.config(tmp_path, self.ROWS, shared=False, after="2024-01-06"), tmp_path / "out")
         assert len(data.user) == 8 and dropped(tmp_path / "out") == {"outside_dates": 10}
 
-    def test_names_of_domains_that_the_column_has_not_are_told(self, tmp_path):
+    @pytest.mark.parametrize("where", ["columns", "item_columns"])
+    def test_names_of_domains_that_the_column_has_not_are_told(self, tmp_path, where):
         rows = [(*row[:3], row[3].upper()) for row in self.ROWS]
-        with pytest.raises(
-            DataError, match=r"no interaction of food and kitchen is left of 18 lines .*other domains 18"
-        ):
-            made(self.config(tmp_path, rows), tmp_path / "out")
+        config = self.config(tmp_path, rows)
+        lines = ["item_id,shop", *(f"{item},{shop}" for _, item, _, shop in rows)]
+        (tmp_path / "items.csv").write_text("\n".join(lines))
+        files = {name: {**of, "items": "items.csv"} for name, of in config.files.items()}
+        config = replace(config, files=files, columns={})
+        config = replace(config, **{where: {"domain": "shop"}})
+        told = r"no interaction of food and kitchen is left of 18 lines .*other domains 18.*domains also has 'FOOD'"
+        with pytest.raises(DataError, match=told):
+            made(config, tmp_path / "out")
 
     def test_rows_of_one_shop_only_are_told(self, tmp_path):
         with pytest.raises(DataError, match=r"no interaction of kitchen is left of 9 lines"):
