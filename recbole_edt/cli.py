@@ -89,7 +89,8 @@ STAGES = {
 
         Reads   the run of `model` with the same settings (train it first; give the same options again), and
                 recommend.histories, a CSV with user,item[,timestamp] or JSON Lines with {"user": .., "history": [..]}
-        Writes  recommend.output (.csv, .jsonl or .parquet), or runs/NAME-HASH/MODEL-HASH/recommendations.csv;
+        Writes  recommend.output (.csv, .jsonl or .parquet), or in runs/NAME-HASH/MODEL-HASH/ recommendations.csv
+                (some users: recommendations-users.csv, histories: recommendations-histories.csv);
                 with recommend.train_on_all also MODEL-HASH/all-data/, a model for production
         Keys    model, recommend.k, recommend.seen, recommend.domain, recommend.users, recommend.histories,
                 recommend.output, recommend.train_on_all""",

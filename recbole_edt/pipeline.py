@@ -901,7 +901,7 @@ def recommend(settings: Settings, say: Say) -> None:
         run_dir = train_on_all(experiment, settings.model)
         say(f"trained on {recommending.EVERYTHING}: {run_dir}")
         frames = _recommended(run_dir, settings)
-    path = Path(options.output or run_dir / "recommendations.csv")
+    path = Path(options.output or run_dir / options.default_output)
     n_users = recommending.write(path, frames)
     say(f"recommendations for {n_users} users: {path}")
 

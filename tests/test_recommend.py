@@ -308,6 +308,16 @@ def test_new_histories_are_answered_from_a_file(trained, tmp_path):
 
 
 @pytest.mark.parametrize("trained", ["SASRec"], indirect=True)
+def test_the_file_for_all_users_is_not_overwritten_by_one_for_some_or_for_new_ones(trained, tmp_path):
+    of_all = (trained / "recommendations.csv").read_bytes()
+    file_of(tmp_path, "new.jsonl", JSONL)
+    assert stage(trained, "--recommend.users=u3") == stage(trained, f"--recommend.histories={tmp_path}/new.jsonl") == 0
+    assert set(pd.read_csv(trained / "recommendations-users.csv")["user"]) == {"u3"}
+    assert set(pd.read_csv(trained / "recommendations-histories.csv")["user"]) == {"anna", "7"}
+    assert (trained / "recommendations.csv").read_bytes() == of_all
+
+
+@pytest.mark.parametrize("trained", ["SASRec"], indirect=True)
 @pytest.mark.parametrize(
     ("option", "status", "message"),
     [
