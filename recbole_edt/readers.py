@@ -329,11 +329,16 @@ def _positions(
     return found
 
 
+def separator_of(header: str) -> str:
+    """What stands between the names of a header line: tab, comma, semicolon or bar, whichever is there most."""
+    return max("\t,;|", key=header.count)
+
+
 def _delimited_blocks(tally: Tally, columns: Sequence[Column], optional: Collection[Column]) -> Iterator[Block]:
     with _opened(tally.path) as (file, advance):
         text = TextIOWrapper(file, encoding="utf-8-sig", errors="surrogateescape", newline="")
         first = text.readline()
-        separator = max("\t,;|", key=first.count)
+        separator = separator_of(first)
         header = [name.strip() for name in next(csv.reader([first], delimiter=separator), [])]
         places = _positions(tally.path, header, columns, optional)
         tally.lines = 1

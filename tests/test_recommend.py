@@ -217,6 +217,13 @@ def test_histories_are_in_order_of_time_then_of_the_file_and_users_in_order_of_t
     assert ordered.users.tolist() == ["0012"] and ordered.item.tolist() == [ids["f2"], ids["f1"]]
 
 
+@pytest.mark.parametrize("separator", [",", ";", "\t", "|"])
+def test_timestamps_may_be_dates_and_the_header_shows_the_separator(tmp_path, separator):
+    text = "user,item,timestamp\nanna,f2,2024-03-01T10:00:00Z\nanna,f1,2024-03-01T10:30:00+01:00\nanna,f4,2023-12-31\n"
+    found = histories.read(file_of(tmp_path, "new.csv", text.replace(",", separator)), {"f1": 1, "f2": 2, "f4": 4})
+    assert found.users.tolist() == ["anna"] and found.item.tolist() == [4, 1, 2]
+
+
 @SEQUENTIAL
 @pytest.mark.parametrize("size", [1, 512])
 def test_a_file_of_histories_gives_what_each_gives_alone(model, tmp_path, size):
@@ -232,13 +239,15 @@ def test_a_file_of_histories_gives_what_each_gives_alone(model, tmp_path, size):
     ("name", "text", "message"),
     [
         ("a.csv", "user,item\nanna,f1\nanna,zzz\n,f1\n", "line 3: unknown item 'zzz'\n.*line 4: no user"),
-        ("a.csv", "user,item,timestamp\nanna,f1,early\n", "line 2: timestamp 'early' is not a number"),
+        ("a.csv", "user,item,timestamp\nanna,f1,early\n", "line 2: timestamp 'early' is no number and no ISO 8601 date"),
+        ("a.csv", "user,item,timestamp\na,f1,2024-03-01\na,f2,7\n", "line 3: timestamp '7': all must be numbers, or all"),
+        ("a.csv", "user;item\nanna;zzz\n", "line 2: unknown item 'zzz'"),
         ("a.csv", "user,item\nanna,f1,x\nb,f1\n\nc,f2\n", "line 2: unknown item|no readable CSV|line 4"),
         ("a.csv", "user,item\nanna,f1\nanna,f2,x\n", "no readable CSV .*line 3"),
         ("a.csv", "user,thing\nanna,f1\n", "line 1: no column 'item', only 'user', 'thing'"),
-        ("a.csv", "", "no readable CSV"),
+        ("a.csv", "", "the file is empty"),
         ("a.csv", "user,item\n", "no history in it"),
-        ("a.jsonl", "", "no history in it"),
+        ("a.jsonl", "\n", "the file is empty"),
         ("a.jsonl", '{"user": "a", "history": ["f1"]}\n{"user"\n', "line 2: not JSON"),
         ("a.jsonl", '["f1"]\n', 'line 1: not an object with "user" and "history"'),
         ("a.jsonl", '{"user": true, "history": ["f1"]}\n', "line 1: user True is no id"),
