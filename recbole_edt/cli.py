@@ -202,7 +202,7 @@ def parse(arguments: Sequence[str]) -> tuple[str | None, dict[str, str], bool]:
     Raises: ConfigError for an unknown stage or an argument of another form.
     """
     stage, values, wants_help = None, {}, False
-    for argument in arguments:
+    for argument, following in zip(arguments, [*arguments[1:], "-"], strict=True):
         if argument in ("-h", "--help"):
             wants_help = True
         elif argument.startswith("--") and _plain_name(argument[2:]) in FLAGS:
@@ -213,7 +213,8 @@ def parse(arguments: Sequence[str]) -> tuple[str | None, dict[str, str], bool]:
                 raise ConfigError(f"--{key} takes no value")
             values[_plain_name(key)] = value
         elif argument.startswith("-"):
-            raise ConfigError(f"{argument}: expected --key=value")
+            hint = "" if following.startswith("-") else f"; write {argument}={following}"
+            raise ConfigError(f"{argument}: expected --key=value{hint}")
         elif stage is None and argument in STAGES:
             stage = argument
         elif stage in ACTIONS and argument in ACTIONS[stage]:

@@ -393,7 +393,7 @@ def load(
     Raises: ConfigError listing every unknown key and every value of another type or out of range.
     """
     _check_name(dataset)
-    own = Path("dataset_configs") / f"{dataset}.yaml"
+    own = own_file(dataset)
     values: dict[str, Any] = {}
     origin: dict[str, str] = {}
     for path in [*([own] if own.is_file() else []), *config_files]:
@@ -407,6 +407,11 @@ def load(
             "the data set is named on the command line alone: --dataset=NAME"
         )
     return _settings(values, origin, asks)
+
+
+def own_file(dataset: str) -> Path:
+    """The data set's configuration, which need not be there."""
+    return Path("dataset_configs") / f"{dataset}.yaml"
 
 
 def with_keys(settings: Settings, keys: Mapping[str, Any], where: str) -> Settings:

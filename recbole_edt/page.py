@@ -95,6 +95,11 @@ def make(settings: Settings, say: pipeline.Say, runs: str = "", output: str = ""
         place = Path(output or settings.runs_path / "report")
     else:
         experiment = pipeline.open_experiment(settings)
+        if not any(experiment.folder.glob("*/result.json")):
+            raise DataError(
+                f"{experiment.folder}: no finished run: run `python run_edt.py compare --dataset={settings.dataset}` "
+                "(or train) first; with other candidates or another seed, give their options again"
+            )
         folders, own = [experiment.folder], pipeline.run_directory(experiment, settings.model)
         place = Path(output or experiment.folder / "report")
     found = read_runs(folders, settings.models)

@@ -335,7 +335,8 @@ def test_the_file_for_all_users_is_not_overwritten_by_one_for_some_or_for_new_on
         ("users=a,,b", 2, "recommend.users: expected ids such as [u1, u2], or a .txt file, found 'a,,b'"),
         ("train_on_all=maybe", 2, "recommend.train_on_all: 'maybe' is not true or false"),
         ("users=0012", 1, "no user '0012'"),
-        ("domain=toys", 1, "domain: 'toys' is not one of food, kitchen"),
+        ("domain=toys", 2, "recommend.domain: 'toys' is not one of food, kitchen\n"),
+        ("domain=kitchn", 2, "recommend.domain: 'kitchn' is not one of food, kitchen (did you mean 'kitchen'?)"),
         ("histories=none.csv", 1, "none.csv: no such file"),
     ],
 )
