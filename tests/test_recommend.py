@@ -173,6 +173,13 @@ def test_the_packages_own_load_is_this_one(trained, monkeypatch):
     assert len(recbole_edt.load(relative).items) == 31
 
 
+def test_a_run_opened_from_another_folder_asks_for_the_place_of_its_data(trained, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(DataError, match="no such folder.*data_path="):
+        recbole_edt.load(trained)
+    assert len(recbole_edt.load(trained, data_path=trained.parents[2] / "atomic_files").items) == 31
+
+
 @pytest.mark.parametrize("elements", [1, 200])
 def test_items_looked_at_block_by_block_are_the_same(model, monkeypatch, elements):
     whole = [pd.concat(model.all_users(k=3, seen=seen)) for seen in (False, True)]
