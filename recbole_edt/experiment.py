@@ -294,7 +294,8 @@ def metric_table(runs: Runs, name: str, title: str, note: str, label: str) -> Re
 
 def tests_table(runs: Runs, reference: str, title: str, metric: str = "ndcg@10") -> ResultTable:
     """One row per other model and domain: the difference, and both tests, over users and over seeds."""
-    table = report.significance_table(report.paired_tests_over_seeds(runs, reference, metric), reference, metric)
+    found = report.paired_tests_over_seeds(runs, reference, metric)
+    table = report.significance_table(found, reference, metric, runs)
     over_seeds = report.tests_over_seeds(runs, reference, metric)
     columns = [Column(name, "over seeds", 4, form="p") for name in ("p", "p (Holm)")]
     pairs = over_seeds[["p", "p_holm"]].itertuples(index=False)

@@ -938,8 +938,7 @@ def title_of(experiment: Experiment) -> str:
 
 def _data_section(settings: Settings) -> str:
     """The data card, what augmentation did, and what an LLM was asked, for the report."""
-    counts = {key: value for key, value in stage_counts(settings)["augment"].items() if not isinstance(value, Mapping)}
-    rows = {**raw.card(read(settings)), **counts}
+    rows = {**raw.card(read(settings)), **augment_figures(settings)}
     lines = [f"| {key.replace('_', ' ')} | {raw.number(value)} |" for key, value in rows.items()]
     heading = ["", "## Data and augmentation", "", "| figure | value |", "|---|---|"]
     return "\n".join([*heading, *lines, *_llm_lines(settings), ""])
@@ -960,6 +959,14 @@ def _llm_lines(settings: Settings) -> list[str]:
 def stage_counts(settings: Settings) -> dict[str, dict[str, Any]]:
     """The counts of the stages before training; empty where someone else's program made the files."""
     return {stage: manifest.get("counts", {}) for stage, manifest in stage_manifests(settings).items()}
+
+
+def augment_figures(settings: Settings) -> dict[str, Any]:
+    """The single figures that augmentation counted, each ``_before`` ahead of its ``_after``."""
+    counts = stage_counts(settings)["augment"]
+    single = [key for key, value in counts.items() if not isinstance(value, Mapping)]
+    single.sort(key=lambda key: (re.sub("_(before|after)$", "", key), key.endswith("_after")))
+    return {key: counts[key] for key in single}
 
 
 def stage_manifests(settings: Settings) -> dict[str, dict[str, Any]]:

@@ -110,6 +110,13 @@ def test_markdown_links_its_figures_and_escapes_names(place):
     assert "<script" not in obeyed and "<img" not in obeyed
 
 
+def test_figures_of_the_data_have_three_decimals_and_before_stands_ahead_of_after(place):
+    rows = read(report_of(place) / "tables/data.json").rows
+    names = [name for name, _ in rows]
+    assert names.index("mean ratio before") + 1 == names.index("mean ratio after")
+    assert all(value == round(value, 3) for _, value in rows if isinstance(value, float))
+
+
 def test_settings_and_commands_in_markdown_can_be_read_and_run_as_they_stand(place):
     text = (report_of(place) / "report.md").read_text(encoding="utf-8")
     blocks = text.partition("\n## How to reproduce")[0].split("### All settings of ")[1:]
