@@ -123,7 +123,7 @@ def plot_ratio(found: Mapping[str, Any], path: Path) -> None:
         colour, hatch = styles[when]
         where = places + (number - (len(parts) - 1) / 2) * width
         axes.bar(where, one["users_by_tenth"], width, color=colour, hatch=hatch, edgecolor="white", label=when)
-    axes.set_xticks(places, _bin_names())
+    axes.set_xticks(places, bin_names())
     axes.set_xlabel("domain ratio r of a user's training interactions (%)")
     axes.set_ylabel("users")
     axes.set_title(found["name"].replace("$", r"\$"))
@@ -159,7 +159,7 @@ def _ratio_section(found: Mapping[str, Any]) -> list[str]:
     parts = found["domain_ratio"]
     rows = [
         [name, *(f"{part['users_by_tenth'][place]:,}" for part in parts.values())]
-        for place, name in enumerate(_bin_names())
+        for place, name in enumerate(bin_names())
     ]
     means = [f"{when} {part['mean']:.3f}" for when, part in parts.items() if part["mean"] is not None]
     return [
@@ -228,7 +228,8 @@ def _escaped(text: str) -> str:
     return text
 
 
-def _bin_names() -> list[str]:
+def bin_names() -> list[str]:
+    """The bins of `ratio_histogram` in percent, such as ``90-100``."""
     return [f"{100 * place // N_BINS}-{100 * (place + 1) // N_BINS}" for place in range(N_BINS)]
 
 

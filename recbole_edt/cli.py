@@ -89,7 +89,8 @@ STAGES = {
 
         Reads   the run of `model` with the same settings (train it first; give the same options again), and
                 recommend.histories, a CSV with user,item[,timestamp] or JSON Lines with {"user": .., "history": [..]}
-        Writes  recommend.output (.csv, .jsonl or .parquet), or runs/NAME-HASH/MODEL-HASH/recommendations.csv;
+        Writes  recommend.output (.csv, .jsonl or .parquet), or in runs/NAME-HASH/MODEL-HASH/ recommendations.csv
+                (some users: recommendations-users.csv, histories: recommendations-histories.csv);
                 with recommend.train_on_all also MODEL-HASH/all-data/, a model for production
         Keys    model, recommend.k, recommend.seen, recommend.domain, recommend.users, recommend.histories,
                 recommend.output, recommend.train_on_all""",
@@ -201,7 +202,7 @@ def parse(arguments: Sequence[str]) -> tuple[str | None, dict[str, str], bool]:
     Raises: ConfigError for an unknown stage or an argument of another form.
     """
     stage, values, wants_help = None, {}, False
-    for argument in arguments:
+    for argument, following in zip(arguments, [*arguments[1:], "-"], strict=True):
         if argument in ("-h", "--help"):
             wants_help = True
         elif argument.startswith("--") and _plain_name(argument[2:]) in FLAGS:
@@ -212,7 +213,8 @@ def parse(arguments: Sequence[str]) -> tuple[str | None, dict[str, str], bool]:
                 raise ConfigError(f"--{key} takes no value")
             values[_plain_name(key)] = value
         elif argument.startswith("-"):
-            raise ConfigError(f"{argument}: expected --key=value")
+            hint = "" if following.startswith("-") else f"; write {argument}={following}"
+            raise ConfigError(f"{argument}: expected --key=value{hint}")
         elif stage is None and argument in STAGES:
             stage = argument
         elif stage in ACTIONS and argument in ACTIONS[stage]:

@@ -156,7 +156,7 @@ class RecommendConfig:
     histories: str | None = None
     """File of new users' histories instead, ``.csv`` or ``.jsonl`` (see ``recbole_edt.histories``)."""
     output: str | None = None
-    """File to write, ``.csv``, ``.jsonl`` or ``.parquet``; none is ``recommendations.csv`` beside the model."""
+    """File to write, ``.csv``, ``.jsonl`` or ``.parquet``; none is `default_output` beside the model."""
     train_on_all: bool = False
     """Whether the model is first trained once more on all interactions, for as many epochs as validation chose."""
 
@@ -185,6 +185,12 @@ class RecommendConfig:
         except ImportError as error:  # not there, or too new for this numpy
             return [f"output: Parquet needs pyarrow ({error}): pip install 'recbole_edt[parquet]', or use .csv"]
         return []
+
+    @property
+    def default_output(self) -> str:
+        """``recommendations.csv`` for all users, with ``-users`` or ``-histories`` in its name for some or new ones."""
+        asked = [key for key in ("users", "histories") if getattr(self, key) is not None]
+        return f"{'-'.join(['recommendations', *asked])}.csv"
 
     @property
     def user_list(self) -> list[str]:
@@ -387,7 +393,7 @@ def load(
     Raises: ConfigError listing every unknown key and every value of another type or out of range.
     """
     _check_name(dataset)
-    own = Path("dataset_configs") / f"{dataset}.yaml"
+    own = own_file(dataset)
     values: dict[str, Any] = {}
     origin: dict[str, str] = {}
     for path in [*([own] if own.is_file() else []), *config_files]:
@@ -401,6 +407,11 @@ def load(
             "the data set is named on the command line alone: --dataset=NAME"
         )
     return _settings(values, origin, asks)
+
+
+def own_file(dataset: str) -> Path:
+    """The data set's configuration, which need not be there."""
+    return Path("dataset_configs") / f"{dataset}.yaml"
 
 
 def with_keys(settings: Settings, keys: Mapping[str, Any], where: str) -> Settings:

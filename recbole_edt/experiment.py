@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from recbole_edt import ablation, atomic, audit, config, embeddings, figures, paper, pipeline, plots, report
+from recbole_edt import ablation, atomic, audit, card, config, embeddings, figures, paper, pipeline, plots, report
 from recbole_edt.config import Settings
 from recbole_edt.errors import ConfigError, EDTError
 from recbole_edt.evaluation import GROUP_LABELS, OVERALL, domain_metrics, domains_of, group_metrics
@@ -294,7 +294,8 @@ def metric_table(runs: Runs, name: str, title: str, note: str, label: str) -> Re
 
 def tests_table(runs: Runs, reference: str, title: str, metric: str = "ndcg@10") -> ResultTable:
     """One row per other model and domain: the difference, and both tests, over users and over seeds."""
-    table = report.significance_table(report.paired_tests_over_seeds(runs, reference, metric), reference, metric)
+    found = report.paired_tests_over_seeds(runs, reference, metric)
+    table = report.significance_table(found, reference, metric, runs)
     over_seeds = report.tests_over_seeds(runs, reference, metric)
     columns = [Column(name, "over seeds", 4, form="p") for name in ("p", "p (Holm)")]
     pairs = over_seeds[["p", "p_holm"]].itertuples(index=False)
@@ -600,11 +601,11 @@ def table1(bench: Bench, rows: Sequence[Row]) -> Outcome:
     columns += [Column(name, f"paper: {when}") for when in ("before", "after") for name in ("users", "items")]
     found = [(*ours, *printed) for ours, printed in zip(found, theirs, strict=True)]
     lengths = paper.mean_lengths(before.domains)
-    card = pipeline.raw.listed(pipeline.raw.card(before))
+    counted = pipeline.raw.listed(pipeline.raw.card(before))
     note = (
         "Users with an interaction in the domain, and its items; after augmentation with inserted rows and items that "
         f"were written. Mean length of a history {_length(before):.2f} before, {_length(after):.2f} after (paper: "
-        f"{lengths['before']:.2f} and {lengths['after']:.2f}). Before: {card}. {pipeline.llm_note(bench.settings)}. "
+        f"{lengths['before']:.2f} and {lengths['after']:.2f}). Before: {counted}. {pipeline.llm_note(bench.settings)}. "
         f"Paper: Table 1, {' - '.join(numbers.domains)}. "
         + paper.difference(bench.settings, numbers, "sampled-100", bench.asked())
     )
@@ -667,15 +668,13 @@ def cosines(first: embeddings.EmbeddingTable, second: embeddings.EmbeddingTable,
 def figure1(bench: Bench, rows: Sequence[Row]) -> Outcome:
     """How many users have which domain ratio, before and after augmentation."""
     data = pipeline.read(bench.settings), pipeline.read_augmented(bench.settings)
-    ratios = [domain_ratio(training_rows(one)) for one in data]
-    edges = np.arange(0, 1.01, 0.1)
-    counts = [np.histogram(ratio, np.append(edges[:-1], 1.0 + 1e-9))[0] for ratio in ratios]
-    labels = [f"{low:.0%}-{low + 0.1:.0%}" for low in edges[:-1]]
-    drawn = pd.DataFrame({"domain ratio": labels, "before": counts[0], "after": counts[1]})
+    before, after = map(card.ratio_histogram, data)
+    counts = {"before": before["users_by_tenth"], "after": after["users_by_tenth"]}
+    drawn = pd.DataFrame({"domain ratio": [f"{name}%" for name in card.bin_names()], **counts})
     note = (
         "Users by r = |nA - nB| / (nA + nB) over training rows; 100% is one domain alone. Mean r "
-        f"{ratios[0].mean():.3f} before, {ratios[1].mean():.3f} after. {pipeline.llm_note(bench.settings)}. The "
-        "paper's figure 1 (Cloth - Sport) prints no numbers; most of its users are at 90%-100%."
+        f"{before['mean']:.3f} before, {after['mean']:.3f} after. {pipeline.llm_note(bench.settings)}. The "
+        "paper's figure 1 (Cloth - Sport) prints no numbers; most of its users are at 90-100%."
     )
     columns = [Column("domain ratio"), Column("before", "users"), Column("after", "users")]
     found = drawn.to_numpy(dtype=object).tolist()

@@ -1,6 +1,7 @@
 """Histories of users whom a model has never seen, from a CSV or JSON Lines file; every bad row is named.
 
-CSV has a row per interaction: ``user``, ``item``, and if the rows are not in order of time a number ``timestamp``.
+CSV has a row per interaction: ``user``, ``item``, and if the rows are not in order of time a ``timestamp``, which is a
+number in all rows or an ISO 8601 date in all; the header shows the separator (``readers.separator_of``).
 JSON Lines has an object per user: ``{"user": "anna", "history": ["b7", "b2"]}``, oldest item first.
 """
 
@@ -17,6 +18,7 @@ import pandas as pd
 
 from recbole_edt.errors import DataError
 from recbole_edt.files import read_bytes
+from recbole_edt.readers import seconds, separator_of
 
 ENDINGS = (".csv", ".jsonl")
 _NAMED = 10
@@ -72,16 +74,19 @@ def read_users(path: Path) -> list[str]:
 
 def _text(path: Path) -> str:
     try:
-        return read_bytes(path).decode("utf-8-sig")
+        text = read_bytes(path).decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise DataError(f"{path}: not UTF-8 ({error.reason} at byte {error.start:,}); save it as UTF-8") from None
+    if not text.strip():
+        raise DataError(f"{path}: the file is empty")
+    return text
 
 
 def _read_csv(path: Path, item_id: Mapping[str, int]) -> tuple[pd.DataFrame, list[tuple[int, str]]]:
-    _text(path)  # says where a byte is wrong; the parser below does not
+    header = _text(path).partition("\n")[0]  # says where a byte is wrong; the parser below does not
     try:
         options: Any = {"dtype": str, "keep_default_na": False, "skip_blank_lines": False, "encoding": "utf-8-sig"}
-        frame = pd.read_csv(path, **options)
+        frame = pd.read_csv(path, sep=separator_of(header), **options)
     except (pd.errors.ParserError, pd.errors.EmptyDataError) as error:
         raise DataError(f"{path}: no readable CSV ({str(error).strip()})") from None
     if missing := [name for name in ("user", "item") if name not in frame]:
@@ -90,11 +95,15 @@ def _read_csv(path: Path, item_id: Mapping[str, int]) -> tuple[pd.DataFrame, lis
     empty = frame["user"].fillna("") == ""
     item = frame["item"].map(item_id)
     given = frame["timestamp"] if "timestamp" in frame else pd.Series("0", frame.index)
-    time = pd.to_numeric(given, errors="coerce").astype(float)
+    time = seconds(given.to_list())
+    number = pd.to_numeric(given, errors="coerce").notna()
+    timed = np.isfinite(time) & ~empty
+    other = number != number[timed.idxmax()] if timed.any() else timed  # no order between dates and plain numbers
     tests = (
         (empty, lambda row: "no user"),
         (item.isna() & ~empty, lambda row: f"unknown item {frame['item'].iat[row]!r}"),
-        (~np.isfinite(time) & ~empty, lambda row: f"timestamp {given.iat[row]!r} is not a number"),
+        (~np.isfinite(time) & ~empty, lambda row: f"timestamp {given.iat[row]!r} is no number and no ISO 8601 date"),
+        (timed & other, lambda row: f"timestamp {given.iat[row]!r}: all must be numbers, or all dates"),
     )
     faults = [(row + 2, say(row)) for wrong, say in tests for row in np.flatnonzero(wrong).tolist()]
     return pd.DataFrame({"user": frame["user"], "item": item, "timestamp": time}), sorted(faults)

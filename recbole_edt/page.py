@@ -95,6 +95,11 @@ def make(settings: Settings, say: pipeline.Say, runs: str = "", output: str = ""
         place = Path(output or settings.runs_path / "report")
     else:
         experiment = pipeline.open_experiment(settings)
+        if not any(experiment.folder.glob("*/result.json")):
+            raise DataError(
+                f"{experiment.folder}: no finished run: run `python run_edt.py compare --dataset={settings.dataset}` "
+                "(or train) first; with other candidates or another seed, give their options again"
+            )
         folders, own = [experiment.folder], pipeline.run_directory(experiment, settings.model)
         place = Path(output or experiment.folder / "report")
     found = read_runs(folders, settings.models)
@@ -152,6 +157,7 @@ def _read_run(folder: Path) -> Run:
     result, path = read_json(folder / "result.json"), folder / "config.yaml"
     given = (yaml.safe_load(read_bytes(path)) or {}) if path.is_file() else {}
     config = {**defaults_of(result["model"], given.get("backbone", "")), **given}
+    shown = replace(shown, max_epochs=config.get("epochs"))
     return Run(folder, result, {key: value for key, value in config.items() if key not in _RECBOLES_OWN}, shown)
 
 
@@ -279,7 +285,8 @@ def _tests_over_seeds(several: Mapping[str, Sequence[ModelResult]], model: str) 
     """Paired tests of each user's mean over seeds, where there are several."""
     if model not in several or len(several) < 2:
         return []
-    tests = report.significance_table(report.paired_tests_over_seeds(several, model, METRIC), model, METRIC)
+    found = report.paired_tests_over_seeds(several, model, METRIC)
+    tests = report.significance_table(found, model, METRIC, several)
     return [replace(tests, title=f"{tests.title}, each user's mean over seeds")]
 
 
@@ -339,10 +346,13 @@ def _data(settings: Settings) -> Iterator[ResultTable | str]:
     except DataError as error:
         yield f"The data set is not at hand: {error}"
         return
-    counts = pipeline.stage_counts(settings)["augment"]
-    rows |= {key: value for key, value in counts.items() if not isinstance(value, Mapping)}
-    named = [(key.replace("_", " "), value) for key, value in rows.items()]
+    rows |= pipeline.augment_figures(settings)
+    named = [(key.replace("_", " "), _rounded(value)) for key, value in rows.items()]
     yield ResultTable("data", "Data", ["figure", "value"], named)
+
+
+def _rounded(value: Any) -> Any:
+    return round(value, 3) if isinstance(value, float) else value
 
 
 def _cost(settings: Settings) -> Iterator[ResultTable | str]:

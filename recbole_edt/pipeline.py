@@ -8,6 +8,7 @@ candidates and the seed, so that everything in one folder can be compared.
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import json
 import logging
 import re
@@ -33,7 +34,7 @@ from recbole_edt import atomic, augment, card, embeddings, histories, profiles, 
 from recbole_edt import recommend as recommending
 from recbole_edt.baselines import SEQUENCE_ROWS, sequence_trained
 from recbole_edt.candidates import CandidateTable
-from recbole_edt.config import RUN_DEFAULTS, Settings, budget_note, model_values, recbole_config
+from recbole_edt.config import RUN_DEFAULTS, Settings, budget_note, model_values, own_file, recbole_config
 from recbole_edt.costs import Usage, dollars
 from recbole_edt.dataset import EDTDataset, SequenceLoader, artefacts_hash, eval_loader, rows_for, sees_generated
 from recbole_edt.errors import ConfigError, DataError
@@ -311,6 +312,9 @@ def read_augmented(settings: Settings) -> atomic.TwoDomainData:
     """The augmented data set, as its stage wrote it."""
     path = augmented_folder(settings) / f"{settings.augmented}.inter"
     if not path.is_file():
+        own = own_file(settings.dataset)
+        if settings.prepare.source is None and not settings.folder.exists() and not own.is_file():
+            raise DataError(f"no data set {settings.dataset} in {settings.data_path}/ and no {own}; check --dataset")
         raise DataError(f"{path} does not exist: run the stage augment first (--dataset={settings.dataset})")
     manifest = path.parent / "augment.json"
     if manifest.is_file() and not is_current(manifest, read_json(manifest)["inputs_hash"], augmented_files(settings)):
@@ -911,14 +915,23 @@ def recommend(settings: Settings, say: Say) -> None:
     check_rows(settings, say)
     experiment, options = open_experiment(settings), settings.recommend
     run_dir = finished_run(experiment, settings.model)
+    _check_domain(options.domain, experiment.dataset.domain_names)
     frames = _recommended(run_dir, settings)  # refuses what is unknown before anything is trained
     if options.train_on_all:
         run_dir = train_on_all(experiment, settings.model)
         say(f"trained on {recommending.EVERYTHING}: {run_dir}")
         frames = _recommended(run_dir, settings)
-    path = Path(options.output or run_dir / "recommendations.csv")
+    path = Path(options.output or run_dir / options.default_output)
     n_users = recommending.write(path, frames)
     say(f"recommendations for {n_users} users: {path}")
+
+
+def _check_domain(domain: str | None, known: Sequence[str]) -> None:
+    """Raises: ConfigError if ``recommend.domain`` is no domain of the data set."""
+    if domain is not None and domain not in known:
+        near = difflib.get_close_matches(domain, known, n=1)
+        hint = f" (did you mean '{near[0]}'?)" if near else ""
+        raise ConfigError(f"recommend.domain: {domain!r} is not one of {', '.join(known)}{hint}")
 
 
 def _recommended(run_dir: Path, settings: Settings) -> Iterator[pd.DataFrame]:
@@ -940,8 +953,7 @@ def title_of(experiment: Experiment) -> str:
 
 def _data_section(settings: Settings) -> str:
     """The data card, what augmentation did, and what an LLM was asked, for the report."""
-    counts = {key: value for key, value in stage_counts(settings)["augment"].items() if not isinstance(value, Mapping)}
-    rows = {**raw.card(read(settings)), **counts}
+    rows = {**raw.card(read(settings)), **augment_figures(settings)}
     lines = [f"| {key.replace('_', ' ')} | {raw.number(value)} |" for key, value in rows.items()]
     heading = ["", "## Data and augmentation", "", "| figure | value |", "|---|---|"]
     return "\n".join([*heading, *lines, *_llm_lines(settings), ""])
@@ -962,6 +974,14 @@ def _llm_lines(settings: Settings) -> list[str]:
 def stage_counts(settings: Settings) -> dict[str, dict[str, Any]]:
     """The counts of the stages before training; empty where someone else's program made the files."""
     return {stage: manifest.get("counts", {}) for stage, manifest in stage_manifests(settings).items()}
+
+
+def augment_figures(settings: Settings) -> dict[str, Any]:
+    """The single figures that augmentation counted, each ``_before`` ahead of its ``_after``."""
+    counts = stage_counts(settings)["augment"]
+    single = [key for key, value in counts.items() if not isinstance(value, Mapping)]
+    single.sort(key=lambda key: (re.sub("_(before|after)$", "", key), key.endswith("_after")))
+    return {key: counts[key] for key in single}
 
 
 def stage_manifests(settings: Settings) -> dict[str, dict[str, Any]]:

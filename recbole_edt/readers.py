@@ -359,11 +359,16 @@ def _bytes(text: str) -> bytes:
     return text.encode("utf-8", "surrogateescape")
 
 
+def separator_of(header: str) -> str:
+    """What stands between the names of a header line: tab, comma, semicolon or bar, whichever is there most."""
+    return max("\t,;|", key=header.count)
+
+
 def _delimited_blocks(tally: Tally, columns: Sequence[Column], optional: Collection[Column]) -> Iterator[Block]:
     with _opened(tally.path) as (file, advance):
         text = TextIOWrapper(file, encoding="utf-8-sig", errors="surrogateescape", newline="")
         first = text.readline()
-        separator = max("\t,;|", key=first.count)
+        separator = separator_of(first)
         if _is_damaged(first):
             raise DataError(f"{tally.path}, line 1: {_NOT_UTF8}: {_excerpt(_bytes(first))}")
         if not first.strip():

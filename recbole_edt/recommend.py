@@ -302,7 +302,7 @@ def load(run_dir: str | Path, data_path: str | Path | None = None) -> Recommende
         run_dir: a model's folder below ``runs/``, with ``result.json`` and ``best.pth``, or ``all-data`` in it.
         data_path: where the atomic files are now, if not where they were in training.
 
-    Raises: DataError if the run is not finished, or its data have changed.
+    Raises: DataError if the run is not finished, or its data are not there or have changed.
     """
     run_dir = Path(run_dir)
     result = read_json(run_dir / "result.json")
@@ -313,6 +313,12 @@ def load(run_dir: str | Path, data_path: str | Path | None = None) -> Recommende
         domains=tuple(result["domains"]),
         recbole=result["settings"],
     )
+    folder = settings.data_path / dataset_name
+    if not folder.is_dir():
+        raise DataError(
+            f"{folder}: no such folder, seen from {Path.cwd()}; say where the atomic files of {run_dir} are: "
+            "data_path='.../atomic_files'"
+        )
     config = recbole_config(settings, name, dataset_name, run_dir)
     dataset = EDTDataset(config)
     source = dataset.source

@@ -39,6 +39,13 @@ from recbole_edt.tables import Column, ResultTable, code, escape_markdown, group
 EARLY_STOPPING, EPOCH_CAP = "early stopping", "epoch cap"
 DECIMALS = 4
 RESAMPLES = 10_000
+GROUP_NAMES = {
+    "history": "length of history",
+    "popularity": "popularity of the target",
+    "ratio": "domain ratio",
+    "target_domain_history": "history in the target's domain",
+}
+"""What the groupings of ``evaluation.standard_groups`` are called in a table."""
 CAP_LEGEND = "ended by its epoch cap, not by early stopping: it may not have converged"
 
 # Random counts alive at a time while resampling.
@@ -58,6 +65,7 @@ class ModelResult:
         seconds: of training, without validation and testing.
         n_parameters: trainable or not, without fixed text vectors.
         note: free text.
+        max_epochs: most epochs that the settings allow; None if it is not known.
     """
 
     name: str
@@ -68,6 +76,7 @@ class ModelResult:
     seconds: float = float("nan")
     n_parameters: int = 0
     note: str = ""
+    max_epochs: int | None = None
 
 
 # ---- tables --------------------------------------------------------------------------------------------------
@@ -384,7 +393,8 @@ def variants_report(
     for several in runs.values():
         first = next(iter(several))
         means, ranked = mean_table(several, k), what_was_ranked(several[first][0].ranks)
-        tests = significance_table(paired_tests_over_seeds(several, first, f"ndcg@{k}"), first, f"ndcg@{k}")
+        found = paired_tests_over_seeds(several, first, f"ndcg@{k}")
+        tests = significance_table(found, first, f"ndcg@{k}", several)
         sections += [f"## {escape_markdown(ranked)}", means.markdown()]
         sections += [f"### {escape_markdown(tests.title)}, each user's mean over seeds", tests.markdown()]
     sections += ["## Variants", code(variants), "## Settings", code(settings)]
@@ -448,19 +458,23 @@ def report_tables(
     if len(groups):
         tables.append(groups_table(groups, metric))
     if reference is not None and len(runs) > 1:
-        tables.append(significance_table(paired_tests(runs, reference, metric, seed), reference, metric))
+        named = {name: [run] for name, run in _by_name(runs).items()}
+        tables.append(significance_table(paired_tests(runs, reference, metric, seed), reference, metric, named))
     return [*tables, models_table(runs)]
 
 
 def groups_table(groups: pd.DataFrame, metric: str) -> ResultTable:
     """`group_table` to be shown, the best of each row marked."""
     models = [Column(str(name), "", DECIMALS, "max") for name in groups.columns[3:]]
-    rows = groups.astype({"label": str}).to_numpy(dtype=object).tolist()
+    named = groups.assign(group=groups["group"].replace(GROUP_NAMES))
+    rows = named.astype({"label": str}).to_numpy(dtype=object).tolist()
     return ResultTable("groups", f"{metric} by group", ["group", "label", "users", *models], rows, best_of="row")
 
 
-def significance_table(tests: pd.DataFrame, reference: str, metric: str) -> ResultTable:
-    """`paired_tests` to be shown."""
+def significance_table(
+    tests: pd.DataFrame, reference: str, metric: str, runs: Mapping[str, Sequence[ModelResult]]
+) -> ResultTable:
+    """`paired_tests` of these runs to be shown, with a warning if they were not trained alike."""
     columns = (
         "model",
         "domain",
@@ -478,7 +492,23 @@ def significance_table(tests: pd.DataFrame, reference: str, metric: str) -> Resu
         "Paired over users. Interval: bootstrap of the mean difference, "
         f"{RESAMPLES:,} resamples. p: Wilcoxon signed rank, two-sided; Holm over all rows."
     )
-    return ResultTable("tests", f"{reference} against the others, {metric}", columns, rows, how)
+    note = f"{how}{unlike_training(runs)}"
+    return ResultTable("tests", f"{reference} against the others, {metric}", columns, rows, note)
+
+
+def unlike_training(runs: Mapping[str, Sequence[ModelResult]]) -> str:
+    """A warning, to follow other sentences, where only some runs met their cap or caps differ; empty otherwise."""
+    every = [(name, run) for name, several in runs.items() for run in several]
+    trained = [(name, run) for name, run in every if run.status in (EARLY_STOPPING, EPOCH_CAP)]
+    capped = dict.fromkeys(name for name, run in trained if run.status == EPOCH_CAP)
+    caps = {name: run.max_epochs for name, run in trained if run.max_epochs is not None}
+    unlike = []
+    if capped and {run.status for _, run in trained} > {EPOCH_CAP}:
+        unlike.append(f"{', '.join(capped)} ended by the epoch cap, others by early stopping")
+    if len(set(caps.values())) > 1:
+        unlike.append(f"epochs allowed: {', '.join(f'{name} {n}' for name, n in caps.items())}")
+    how = "; ".join(unlike)
+    return f" NOTE: the runs were not trained alike ({how}); differences may be due to that." if unlike else ""
 
 
 def models_table(runs: Sequence[ModelResult]) -> ResultTable:

@@ -351,5 +351,5 @@ def markdown_table(headings: Sequence[str], rows: Any) -> str:
 
 
 def code(lines: Any) -> str:
-    """An indented block of Markdown: unlike a fenced one, no content can end it."""
-    return "\n".join("    " + " ".join(str(line).split()) for line in lines)
+    """An indented block of Markdown: unlike a fenced one, no content can end it. Each line keeps its own indent."""
+    return "\n".join("    " + " ".join(str(line).splitlines()).rstrip() for line in lines)

@@ -70,7 +70,8 @@ def test_every_key_that_the_help_names_exists():
         (["traim"], "unknown stage 'traim' (did you mean 'train'?)"),
         (["everything"], "unknown stage 'everything' (stages are prepare, embed,"),
         (["train", "compare"], "unknown stage 'compare'"),
-        (["--dataset", "tiny"], "--dataset: expected --key=value"),
+        (["--dataset", "tiny"], "--dataset: expected --key=value; write --dataset=tiny\n"),
+        (["--seen", "--k=3"], "--seen: expected --key=value\n"),
         (["-dataset=tiny"], "-dataset=tiny: expected --key=value"),
         (["--epochs=[1"], "--epochs, line 1, column 3: "),
     ],
@@ -84,6 +85,18 @@ def test_main_leaves_with_the_exit_status(capsys):
     with pytest.raises(SystemExit) as left:
         cli.main(["traim"])
     assert left.value.code == 2
+
+
+@pytest.mark.parametrize("stage", ["train", "compare", "recommend", "report", "profile"])
+def test_a_data_set_that_is_not_there_at_all_is_named_with_where_it_was_looked_for(workplace, fails, stage):
+    message = fails(stage, "--dataset=nosuch")
+    assert "no data set nosuch in atomic_files/ and no dataset_configs/nosuch.yaml" in message
+
+
+def test_a_report_before_any_training_says_what_to_run(workplace, fails):
+    for stage in ("embed", "augment"):
+        assert run([stage, *TINY]) == 0
+    assert "no finished run: run `python run_edt.py compare --dataset=tiny` (or train) first" in fails("report", *TINY)
 
 
 # ---- stages on their own -----------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ import toy
 from conftest import QUICK, write_tiny
 from faulty_server import FaultyServer
 
-from recbole_edt import config, experiment, figures, paper, pipeline, plots, report, tables
+from recbole_edt import card, config, experiment, figures, paper, pipeline, plots, report, tables
 from recbole_edt.cli import STUDIES, run
 from recbole_edt.embeddings import EmbeddingTable
 from recbole_edt.errors import ConfigError, DataError
@@ -136,7 +136,14 @@ def test_table_1_counts_what_is_there(place):
 def test_figure_1_counts_every_user_once_before_and_after(place):
     table = table_of(place, "figure1")
     assert [sum(column) for column in zip(*[row[1:] for row in table.rows], strict=True)] == [40, 40]
-    assert table.rows[-1][0] == "90%-100%"
+    assert table.rows[-1][0] == "90-100%"
+
+
+def test_figure_1_has_the_numbers_of_the_data_card(place):
+    rows = table_of(place, "figure1").rows
+    data = pipeline.read(place[1].settings), pipeline.read_augmented(place[1].settings)
+    of_card = [card.ratio_histogram(one)["users_by_tenth"] for one in data]
+    assert [list(column) for column in zip(*[row[1:] for row in rows], strict=True)] == of_card
 
 
 def test_table_6_compares_profiles_with_those_of_raw_rows(place):

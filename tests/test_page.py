@@ -10,6 +10,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+import yaml
 from conftest import QUICK, write_tiny
 
 from recbole_edt import config, page, pipeline
@@ -107,6 +108,24 @@ def test_markdown_links_its_figures_and_escapes_names(place):
     assert len(links) == 3 and all((folder / link).is_file() for link in links)
     obeyed = "\n".join(line for line in text.splitlines() if not line.startswith("    "))  # the rest is code
     assert "<script" not in obeyed and "<img" not in obeyed
+
+
+def test_figures_of_the_data_have_three_decimals_and_before_stands_ahead_of_after(place):
+    rows = read(report_of(place) / "tables/data.json").rows
+    names = [name for name, _ in rows]
+    assert names.index("mean ratio before") + 1 == names.index("mean ratio after")
+    assert all(value == round(value, 3) for _, value in rows if isinstance(value, float))
+
+
+def test_settings_and_commands_in_markdown_can_be_read_and_run_as_they_stand(place):
+    text = (report_of(place) / "report.md").read_text(encoding="utf-8")
+    blocks = text.partition("\n## How to reproduce")[0].split("### All settings of ")[1:]
+    runs = page.read_runs([report_of(place).parent], ("Pop", "SASRec", "LLMEDT"))
+    for run_, block in zip(runs, blocks, strict=True):
+        lines = [line[4:] for line in block.splitlines()[2:] if line.startswith("    ")]
+        assert yaml.safe_load("\n".join(lines)) == run_.config
+        assert isinstance(run_.config["eval_args"], dict)  # a nested key keeps its indent
+    assert "    python run_edt.py train \\\n      --dataset=tiny \\\n" in text
 
 
 def test_every_run_has_a_command_that_names_its_own_folder(there):

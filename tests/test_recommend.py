@@ -173,6 +173,13 @@ def test_the_packages_own_load_is_this_one(trained, monkeypatch):
     assert len(recbole_edt.load(relative).items) == 31
 
 
+def test_a_run_opened_from_another_folder_asks_for_the_place_of_its_data(trained, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(DataError, match="no such folder.*data_path="):
+        recbole_edt.load(trained)
+    assert len(recbole_edt.load(trained, data_path=trained.parents[2] / "atomic_files").items) == 31
+
+
 @pytest.mark.parametrize("elements", [1, 200])
 def test_items_looked_at_block_by_block_are_the_same(model, monkeypatch, elements):
     whole = [pd.concat(model.all_users(k=3, seen=seen)) for seen in (False, True)]
@@ -217,6 +224,13 @@ def test_histories_are_in_order_of_time_then_of_the_file_and_users_in_order_of_t
     assert ordered.users.tolist() == ["0012"] and ordered.item.tolist() == [ids["f2"], ids["f1"]]
 
 
+@pytest.mark.parametrize("separator", [",", ";", "\t", "|"])
+def test_timestamps_may_be_dates_and_the_header_shows_the_separator(tmp_path, separator):
+    text = "user,item,timestamp\nanna,f2,2024-03-01T10:00:00Z\nanna,f1,2024-03-01T10:30:00+01:00\nanna,f4,2023-12-31\n"
+    found = histories.read(file_of(tmp_path, "new.csv", text.replace(",", separator)), {"f1": 1, "f2": 2, "f4": 4})
+    assert found.users.tolist() == ["anna"] and found.item.tolist() == [4, 1, 2]
+
+
 @SEQUENTIAL
 @pytest.mark.parametrize("size", [1, 512])
 def test_a_file_of_histories_gives_what_each_gives_alone(model, tmp_path, size):
@@ -232,13 +246,15 @@ def test_a_file_of_histories_gives_what_each_gives_alone(model, tmp_path, size):
     ("name", "text", "message"),
     [
         ("a.csv", "user,item\nanna,f1\nanna,zzz\n,f1\n", "line 3: unknown item 'zzz'\n.*line 4: no user"),
-        ("a.csv", "user,item,timestamp\nanna,f1,early\n", "line 2: timestamp 'early' is not a number"),
+        ("a.csv", "user,item,timestamp\nanna,f1,early\n", "line 2: timestamp 'early' is no number and no ISO"),
+        ("a.csv", "user,item,timestamp\na,f1,2024-03-01\na,f2,7\n", "line 3: timestamp '7': all must be numbers"),
+        ("a.csv", "user;item\nanna;zzz\n", "line 2: unknown item 'zzz'"),
         ("a.csv", "user,item\nanna,f1,x\nb,f1\n\nc,f2\n", "line 2: unknown item|no readable CSV|line 4"),
         ("a.csv", "user,item\nanna,f1\nanna,f2,x\n", "no readable CSV .*line 3"),
         ("a.csv", "user,thing\nanna,f1\n", "line 1: no column 'item', only 'user', 'thing'"),
-        ("a.csv", "", "no readable CSV"),
+        ("a.csv", "", "the file is empty"),
         ("a.csv", "user,item\n", "no history in it"),
-        ("a.jsonl", "", "no history in it"),
+        ("a.jsonl", "\n", "the file is empty"),
         ("a.jsonl", '{"user": "a", "history": ["f1"]}\n{"user"\n', "line 2: not JSON"),
         ("a.jsonl", '["f1"]\n', 'line 1: not an object with "user" and "history"'),
         ("a.jsonl", '{"user": true, "history": ["f1"]}\n', "line 1: user True is no id"),
@@ -308,6 +324,16 @@ def test_new_histories_are_answered_from_a_file(trained, tmp_path):
 
 
 @pytest.mark.parametrize("trained", ["SASRec"], indirect=True)
+def test_the_file_for_all_users_is_not_overwritten_by_one_for_some_or_for_new_ones(trained, tmp_path):
+    of_all = (trained / "recommendations.csv").read_bytes()
+    file_of(tmp_path, "new.jsonl", JSONL)
+    assert stage(trained, "--recommend.users=u3") == stage(trained, f"--recommend.histories={tmp_path}/new.jsonl") == 0
+    assert set(pd.read_csv(trained / "recommendations-users.csv")["user"]) == {"u3"}
+    assert set(pd.read_csv(trained / "recommendations-histories.csv")["user"]) == {"anna", "7"}
+    assert (trained / "recommendations.csv").read_bytes() == of_all
+
+
+@pytest.mark.parametrize("trained", ["SASRec"], indirect=True)
 @pytest.mark.parametrize(
     ("option", "status", "message"),
     [
@@ -316,7 +342,8 @@ def test_new_histories_are_answered_from_a_file(trained, tmp_path):
         ("users=a,,b", 2, "recommend.users: expected ids such as [u1, u2], or a .txt file, found 'a,,b'"),
         ("train_on_all=maybe", 2, "recommend.train_on_all: 'maybe' is not true or false"),
         ("users=0012", 1, "no user '0012'"),
-        ("domain=toys", 1, "domain: 'toys' is not one of food, kitchen"),
+        ("domain=toys", 2, "recommend.domain: 'toys' is not one of food, kitchen\n"),
+        ("domain=kitchn", 2, "recommend.domain: 'kitchn' is not one of food, kitchen (did you mean 'kitchen'?)"),
         ("histories=none.csv", 1, "none.csv: no such file"),
     ],
 )

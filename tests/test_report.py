@@ -306,7 +306,7 @@ def test_the_report_holds_results_tests_models_and_how_to_reproduce():
     assert lines[0] == "# toy"
     assert "generator: offline" in lines
     assert any(line.startswith("| SASRec† | 0.5000 | 0.5000 | 0.5000 | **0.5000** |") for line in lines)
-    assert any(line.startswith("| popularity | head | 2 | 0.5000 | **1.0000** |") for line in lines)
+    assert any(line.startswith("| popularity of the target | head | 2 | 0.5000 | **1.0000** |") for line in lines)
     assert any(line.startswith("| SASRec | overall | 4 | +0.1577 |") for line in lines)
     assert "| SASRec | 9,876 | 1 | 1 | epoch cap | 61.0 |  |" in lines
     assert "| LLMEDT | 0 | n/a | n/a | early stopping | n/a | note |" in lines
@@ -314,6 +314,20 @@ def test_the_report_holds_results_tests_models_and_how_to_reproduce():
     assert "    numpy 1" in lines
     assert "    edt run" in lines
     assert "![Validation ndcg@10 and training loss per epoch](c.png)" in lines
+
+
+def test_tests_of_runs_that_were_not_trained_alike_carry_a_note():
+    stopped, capped, short, counted = (
+        ModelResult("x", ranks([0]), status=status, max_epochs=n)
+        for status, n in (("early stopping", 9), ("epoch cap", 9), ("early stopping", 5), ("no training", 1))
+    )
+    assert report.unlike_training({"a": [stopped], "b": [stopped], "Pop": [counted]}) == ""
+    assert report.unlike_training({"a": [capped, capped], "b": [capped, capped]}) == ""
+    one_seed = report.unlike_training({"a": [stopped, stopped], "c": [capped, stopped]})
+    assert "(c ended by the epoch cap, others by early stopping)" in one_seed
+    assert "(epochs allowed: a 9, d 5)" in report.unlike_training({"a": [stopped], "d": [short]})
+    text = markdown_report(two_runs(), "toy", reference="LLMEDT")
+    assert "NOTE: the runs were not trained alike (SASRec ended by the epoch cap, others by early stopping)" in text
 
 
 def test_every_table_of_the_report_has_rows_as_wide_as_its_head():

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from recbole_edt import figures
 from recbole_edt.errors import DataError
-from recbole_edt.tables import Column, ResultTable, escape_latex, read
+from recbole_edt.tables import Column, ResultTable, code, escape_latex, read
 
 TABLE = ResultTable(
     name="table 2",
@@ -66,6 +66,10 @@ def test_markdown_escapes_what_it_would_obey():
     assert "| SAS\\_Rec &amp; co | 0.2500 ± 0.0100 | **0.5000** |" in text
     assert "| LLM\\*EDT\\|x | **0.5000** |" in text
     assert text.endswith("n = 10 % &lt;of all&gt;")
+
+
+def test_a_block_of_code_keeps_the_indent_of_its_lines_and_no_line_ends_it():
+    assert code(["a:", "  b: 1", "", "c\n# d"]).splitlines() == ["    a:", "      b: 1", "    ", "    c # d"]
 
 
 def test_csv_holds_unrounded_values_and_two_columns_for_a_pair():
