@@ -34,7 +34,11 @@ Figures = dict[str, Any]
 
 def peak_mb() -> float:
     """Peak resident memory of this process so far, in MB."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    try:  # the other figure counts what the parent had when it started this process
+        lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
+        return int(next(line for line in lines if line.startswith("VmHWM")).split()[1]) / 1024
+    except (OSError, StopIteration):
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 @contextmanager
@@ -195,7 +199,7 @@ def build(folder: str, dataset: str) -> Figures:
 def augmentation(folder: str, dataset: str) -> Figures:
     """Offline augmentation of a data set whose items are embedded."""
     settings = config.load(dataset, [], {"data_path": folder})
-    data, table = pipeline.read(settings), EmbeddingTable.load(pipeline._vectors(settings))
+    data, table = pipeline.read(settings), EmbeddingTable.load(pipeline.item_vectors(settings))
     found: Figures = {}
     with timed(found, "augment_s"):
         augment.augment(data, table, settings.augment)
