@@ -108,7 +108,7 @@ class Benchmark:
 
 def _medians(runs: tuple[Figures, ...]) -> Figures:
     numbers = [key for key, value in runs[0].items() if isinstance(value, int | float)]
-    return {**runs[0], **{key: median(run[key] for run in runs) for key in numbers}}
+    return {**runs[0], **{key: type(runs[0][key])(median(run[key] for run in runs)) for key in numbers}}
 
 
 # ---- the table ---------------------------------------------------------------------------------------------------
