@@ -291,6 +291,8 @@ def _draw(plot: Any, axis: str, values: list[int], found: list[Figures]) -> list
         seconds = [one[key] for one in found]
         exponents.append(exponent(values[-3:], seconds[-3:]))
         plot.loglog(values, seconds, marker="o", label=f"{label} ({exponents[-1]:.2f})")
+    plot.set_xticks(values, [f"{value:,}" for value in values])
+    plot.minorticks_off()
     plot.set_xlabel(axis)
     plot.set_ylabel("seconds")
     plot.legend(fontsize=7)
