@@ -341,18 +341,17 @@ def page(bench: Benchmark, minutes: float) -> str:
     libraries = ", ".join(f"{name} {version(name)}" for name in LIBRARIES)
     about = [
         f"{os.cpu_count()} processor cores ({_processor()}), no GPU; Python {platform.python_version()}, {libraries}.",
-        f"Medians of {bench.repeats} runs, each in a process of its own; {minutes:.0f} minutes in all. Memory is",
-        "resident memory above that of the bare imports. Figures of the authors' code were measured elsewhere, on",
-        "another day;",
-        "everything else in this run. RecBole's epoch is reckoned from its first 8 batches, and ratios with it are per",
-        "training target.",
+        f"Medians of {bench.repeats} runs, each in a process of its own, growth from single runs; {minutes:.0f}",
+        "minutes in all. Memory is resident memory above that of the bare imports. Figures of the authors' code were",
+        "measured elsewhere, on another day; everything else here. RecBole's epoch is reckoned from its first 8",
+        "batches, and ratios with it are per training target.",
     ]
     table = [
         "| what | ours | compared with | ratio |",
         "|---|---|---|---|",
         *(f"| {' | '.join(row)} |" for row in bench.rows),
     ]
-    command = ["```bash", "python benchmarks/run.py --data=FOLDER", "```"]
+    command = ["```bash", f"python benchmarks/run.py --data=FOLDER --repeats={bench.repeats}", "```"]
     return "\n\n".join(["# Speed", "\n".join(command), "\n".join(about), "\n".join(table), *bench.sections]) + "\n"
 
 

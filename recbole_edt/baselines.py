@@ -21,10 +21,6 @@ from recbole_edt.layers import AllPositions, PreNorm, full_precision, mixed_prec
 SEQUENCE_ROWS = {"SASRec": "sequence", "GRU4Rec": "sequence", "BERT4Rec": "masked"}
 
 
-# What RecBole has, and what LLM-EDT has too, so that a comparison can give every model the same loss.
-LOSSES = ("BPR", "CE", "BCE", "SSM")
-
-
 class NextItemTraining(AllPositions):
     """First base: a loss at every position of the sequence at once, RecBole's or one of LLM-EDT's."""
 
