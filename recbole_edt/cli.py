@@ -202,7 +202,7 @@ def parse(arguments: Sequence[str]) -> tuple[str | None, dict[str, str], bool]:
     Raises: ConfigError for an unknown stage or an argument of another form.
     """
     stage, values, wants_help = None, {}, False
-    for argument, following in zip(arguments, [*arguments[1:], "-"], strict=True):
+    for argument, following in zip(arguments, [*arguments[1:], "-"], strict=False):
         if argument in ("-h", "--help"):
             wants_help = True
         elif argument.startswith("--") and _plain_name(argument[2:]) in FLAGS:

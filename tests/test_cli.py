@@ -291,3 +291,7 @@ def test_a_dry_run_of_ablate_is_refused_in_true_words():
         cli._options("ablate", {"dry_run": "true"})
     with pytest.raises(ConfigError, match="train asks nothing"):
         cli._options("train", {"dry_run": "true"})
+
+
+def test_no_argument_at_all_is_the_whole_run_of_the_default_data_set():
+    assert cli.parse([]) == (None, {}, False)
