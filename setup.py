@@ -35,6 +35,7 @@ setup(
         "tokenizers>=0.15",  # tokens of the default embedder
         "wordllama>=0.3.3",  # weights of the default embedder, 16 MB, inside the wheel
         "matplotlib>=3.7",  # curves in the report
+        "filelock>=3.10",  # two processes never train into one folder; torch brings it anyway
         "jinja2>=3.1",  # pages of HTML in which everything from data is escaped; torch brings it anyway
         "rich>=13",  # the table in the terminal
         "tqdm>=4.60",

@@ -6,6 +6,7 @@ and the numbers drawn. Every training is a run like any other: done once, resume
 
 from __future__ import annotations
 
+import itertools
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -134,13 +135,13 @@ class Bench:
         Raises: DataError if rows differ in split, targets or candidates.
         """
         found: dict[str, dict[str, list[report.ModelResult]]] = {}
-        for row in rows:
-            for seed in self.settings.seeds:
-                run_dir, results = self._run(row, seed)
-                for candidates, result in results.items():
-                    named = replace(result, name=row.name)
-                    found.setdefault(candidates, {}).setdefault(row.name, []).append(named)
-                    self.rows.extend(ablation.run_rows(row.name, seed, candidates, named, run_dir))
+        pairs = list(itertools.product(rows, self.settings.seeds))
+        for n, (row, seed) in enumerate(pairs, 1):
+            run_dir, results = self._run(row, seed, f"{n} of {len(pairs)}")
+            for candidates, result in results.items():
+                named = replace(result, name=row.name)
+                found.setdefault(candidates, {}).setdefault(row.name, []).append(named)
+                self.rows.extend(ablation.run_rows(row.name, seed, candidates, named, run_dir))
         for runs in found.values():
             for same_seed in zip(*runs.values(), strict=True):
                 report.check_comparable([run.ranks for run in same_seed])
@@ -148,13 +149,13 @@ class Bench:
             self.say(f"note: {ablation.SAMPLED} is left out, a domain has too few items for it")
         return found
 
-    def _run(self, row: Row, seed: int) -> tuple[Path, dict[str, report.ModelResult]]:
+    def _run(self, row: Row, seed: int, place: str) -> tuple[Path, dict[str, report.ModelResult]]:
         key = self._key(row, seed)
         if key not in self._done:
             experiment = self.experiment(row, seed)
             result = pipeline.train_model(experiment, row.model)
             score = domain_metrics(result.ranks, (10,))["ndcg@10"].iloc[-1]
-            self.say(f"{row.name}, seed {seed}: ndcg@10 {score:.4f}, ended by {result.status}")
+            self.say(f"{place}: {row.name}, seed {seed}: ndcg@10 {score:.4f}, ended by {result.status}")
             ranked = ablation.ranked(experiment, row.model, result)
             results = {candidates: replace(result, ranks=ranks) for candidates, ranks in ranked.items()}
             self._done[key] = pipeline.run_directory(experiment, row.model), results

@@ -14,11 +14,26 @@ from typing import Any
 from uuid import uuid4
 
 import numpy as np
+from filelock import FileLock, Timeout
 
 from recbole_edt.errors import DataError
 
 LIBRARIES = ("recbole_edt", "numpy", "pandas", "scipy", "scikit-learn", "torch", "recbole", "openai")
 _BLOCK = 2**20
+
+
+@contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """Keep other processes out of a folder; the lock ends with the process, however that ends.
+
+    Raises: DataError if another process is in there.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(folder / ".lock", timeout=0):
+            yield
+    except Timeout:
+        raise DataError(f"{folder}: another process is training this run; wait until it is done, or stop it") from None
 
 
 @contextmanager

@@ -40,6 +40,7 @@ from recbole_edt.dataset import EDTDataset, SequenceLoader, artefacts_hash, eval
 from recbole_edt.errors import ConfigError, DataError
 from recbole_edt.evaluation import RankCollector, RankEvaluator, read_ranks, standard_groups, write_ranks
 from recbole_edt.files import (
+    alone_in,
     is_current,
     library_versions,
     read_json,
@@ -499,10 +500,13 @@ def train_model(experiment: Experiment, name: str) -> report.ModelResult:
 
     A model's folder holds ``config.yaml``, ``epochs.csv``, ``best.pth``, ``log.txt``, ``ranks.csv`` and, once all
     is done, ``result.json``.
+
+    Raises: DataError if another process is training it.
     """
     run_dir = run_directory(experiment, name)
     if not (run_dir / "result.json").is_file():
-        _run(experiment, _start(experiment, name, run_dir), name, run_dir)
+        with alone_in(run_dir):
+            _run(experiment, _start(experiment, name, run_dir), name, run_dir)
     return read_result(run_dir)
 
 
@@ -532,8 +536,13 @@ def train_on_all(experiment: Experiment, name: str) -> Path:
     """
     run_dir = finished_run(experiment, name)
     folder = run_dir / ALL_DATA
-    if (folder / "result.json").is_file():
-        return folder
+    if not (folder / "result.json").is_file():
+        with alone_in(folder):
+            _run_on_all(experiment, name, run_dir, folder)
+    return folder
+
+
+def _run_on_all(experiment: Experiment, name: str, run_dir: Path, folder: Path) -> None:
     values = {**(experiment.settings.model_settings.get(name) or {}), **chosen_epochs(run_dir)}
     models = {**experiment.settings.model_settings, name: values}
     settings = dataclasses.replace(experiment.settings, model_settings=models)
@@ -559,7 +568,6 @@ def train_on_all(experiment: Experiment, name: str) -> Path:
     }
     write_json(folder / "result.json", {**validated, **own})
     _remove_leftovers(folder)
-    return folder
 
 
 def chosen_epochs(run_dir: Path) -> dict[str, int]:
@@ -640,12 +648,13 @@ def validate_model(experiment: Experiment, name: str, run_dir: Path) -> dict[str
     """
     path = run_dir / "valid.json"
     if not path.is_file():
-        config = _start(experiment, name, run_dir)
-        trainer, model, _, _ = _fitted(experiment, config, name, run_dir)
-        result = {"score": float(trainer.best_valid_score), "metric": trainer.valid_metric.lower()}
-        write_json(path, {**result, "epochs": len(trainer.epoch_log), **_training_of(trainer, model)})
-        for weights in run_dir.glob("*.pth*"):
-            weights.unlink()
+        with alone_in(run_dir):
+            config = _start(experiment, name, run_dir)
+            trainer, model, _, _ = _fitted(experiment, config, name, run_dir)
+            result = {"score": float(trainer.best_valid_score), "metric": trainer.valid_metric.lower()}
+            write_json(path, {**result, "epochs": len(trainer.epoch_log), **_training_of(trainer, model)})
+            for weights in run_dir.glob("*.pth*"):
+                weights.unlink()
     return read_json(path)
 
 

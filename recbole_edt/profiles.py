@@ -216,22 +216,6 @@ def analyze(balance: str, likes_a: Sequence[str], likes_b: Sequence[str], domain
 Call = tuple[int, list[Group]]
 
 
-def profile_requests(
-    train: TwoDomainData, table: EmbeddingTable, config: ProfileConfig, writer: Writer
-) -> list[ChatRequest]:
-    """All that ``profile_users`` will ask at first: summaries by user and reforms, or plain profiles.
-
-    Nothing is sent. What is asked later depends on these and on their answers alone.
-    """
-    config.validate()
-    if config.generator != "llm":
-        return []
-    train = _rows_of(train, config)
-    if config.pipeline == PLAIN:
-        return plain_requests(train, latest_items(train, _told_texts(train)), writer)
-    return _first_wave(train, table, config, writer).requests
-
-
 def _told_texts(train: TwoDomainData) -> list[str]:
     """``[N]`` texts as they stand in a prompt."""
     return [prompts.clean(text) for text in item_text(train.item_fields)]

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import QUICK
+from filelock import FileLock
 
 from recbole_edt import atomic, config, embeddings, pipeline
 from recbole_edt.errors import DataError
@@ -198,3 +199,15 @@ def test_rows_that_were_made_of_other_data_are_refused(workplace, stage):
     path.write_text("\n".join(path.read_text(encoding="utf-8").splitlines()[:-1]) + "\n", encoding="utf-8")
     with pytest.raises(DataError, match="is not what atomic_files/tiny-edt was made of: run everything again"):
         stage(settings(), silent)
+
+
+def test_two_processes_never_train_into_one_folder(workplace):
+    augmented()
+    experiment = pipeline.open_experiment(settings(model="Pop"))
+    run_dir = pipeline.run_directory(experiment, "Pop")
+    run_dir.mkdir(parents=True)
+    with FileLock(run_dir / ".lock"), pytest.raises(DataError, match="another process is training this run"):
+        pipeline.train_model(experiment, "Pop")
+    assert pipeline.train_model(experiment, "Pop").name == "Pop"
+    with FileLock(run_dir / ".lock"):  # a finished run is read by any number of them
+        assert pipeline.train_model(experiment, "Pop").name == "Pop"

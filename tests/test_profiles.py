@@ -18,7 +18,6 @@ from recbole_edt.profiles import (
     ProfileConfig,
     analyze,
     embed_profiles,
-    profile_requests,
     profile_users,
     reform,
     summarize,
@@ -389,15 +388,6 @@ class TestLanguageModel:
         data = data_of("f1")
         with pytest.raises(ConfigError, match="profile.generator: 'llm' needs"):
             profile_users(data, table_of(data, VECTORS), ProfileConfig("llm"))
-
-    def test_what_will_be_asked_first_can_be_had_without_asking(self):
-        data = data_of(*self.rows)
-        for pipeline in profiles.PIPELINES:
-            _, asking = self.run(pipeline=pipeline)
-            config, writer = ProfileConfig("llm", 2, pipeline), ScriptedWriter(None)
-            requests = profile_requests(data, table_of(data, VECTORS), config, writer)
-            assert requests == asking.asked[: asking.waves[0]] and not writer.asked
-        assert profile_requests(data, table_of(data, VECTORS), ProfileConfig(), writer) == []
 
     @settings(deadline=None, max_examples=30)
     @given(
