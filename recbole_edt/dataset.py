@@ -108,6 +108,15 @@ def gather_slices(flat: Tensor, start: Tensor, end: Tensor, width: int | None = 
     return flat[index] * inside, length
 
 
+FILTERS = {
+    "rm_dup_inter": None,
+    "val_interval": None,
+    "user_inter_num_interval": "[0,inf)",
+    "item_inter_num_interval": "[0,inf)",
+}
+"""RecBole's filters of rows, and what leaves them out."""
+
+
 class EDTDataset(SequentialDataset):
     """RecBole data set of two domains (``domain`` in ``.item``), raw or augmented (``generated`` in ``.inter``).
 
@@ -125,6 +134,11 @@ class EDTDataset(SequentialDataset):
     def __init__(self, config: Any) -> None:
         if config["benchmark_filename"]:
             raise ConfigError("benchmark_filename: pre-split files are not supported; the split is made here")
+        if given := [key for key, without in FILTERS.items() if config[key] not in (without, None)]:
+            raise ConfigError(
+                f"{', '.join(given)}: would change the split that augmentation and profiles were made with; leave it "
+                "out, and filter with k_core or in the stage prepare"
+            )
         self.training = rows_for(config)
         self.with_domains = config["model"] in METHODS
         super().__init__(config)
@@ -157,16 +171,8 @@ class EDTDataset(SequentialDataset):
         ]:
             self.set_field_property(field, ftype, source, 1)
 
-    def _remove_duplication(self) -> None:
-        # The rows are in order already; RecBole would sort again, unstably.
-        keep = self.config["rm_dup_inter"]
-        if keep is not None:
-            self.inter_feat = self.inter_feat.drop_duplicates([self.uid_field, self.iid_field], keep=keep)
-
-    def _filter_by_inter_num(self) -> None:
-        # RecBole's defaults keep every row, but count all of them in Python first.
-        if {self.config["user_inter_num_interval"], self.config["item_inter_num_interval"]} != {"[0,inf)"}:
-            super()._filter_by_inter_num()
+    def _data_filtering(self) -> None:
+        """None but ``k_core``, which reading applied: any other would change the split that rows were made with."""
 
     def _get_remap_list(self, field_list: Any) -> list:
         # The item file comes first, so that ids follow it and virtual items, its last rows, have the last ids.
@@ -187,6 +193,8 @@ class EDTDataset(SequentialDataset):
         self.item_domain = torch.from_numpy(np.concatenate([[0], domain]))
         self.virtual = torch.from_numpy(np.concatenate([[False], self.source.virtual[tokens]]))
         self.n_real = int((~self.virtual).sum())  # ids below this are real; the padding is counted
+        if self.virtual[: self.n_real].any():
+            raise DataError(f"{self.dataset_name}.item: virtual items must be the last rows; run the stage augment")
         inter = self.inter_feat
         self.sequences = Sequences.build(
             inter[self.uid_field], inter[self.iid_field], inter["generated"] > 0, self.item_domain

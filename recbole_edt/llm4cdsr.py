@@ -144,7 +144,7 @@ class LLM4CDSR(TwoDomainModel):
     def calculate_loss(self, interaction: Any) -> tuple[Tensor, ...]:
         """The losses of A and of B on the summed scores, and weighted regulariser and alignment where they are on."""
         item_seq, length = interaction[self.ITEM_SEQ], interaction[self.ITEM_SEQ_LEN]
-        predicted, target, domain, negative = self._predictions(interaction)
+        predicted, place, target, domain, negative = self._predictions(interaction)
         met = self._one_of_each_domain(interaction)  # [2, P]
         with ExitStack() as stack:
             stack.enter_context(self.item_embedding.shared(item_seq, target, negative, met))
@@ -152,7 +152,7 @@ class LLM4CDSR(TwoDomainModel):
             for thread in self.threads:
                 stack.enter_context(thread.item_embedding.shared(target, negative, *own_seqs))
             states = self.backbone.training_states(item_seq, length, predicted)
-            vector = torch.cat([states[predicted], *self._own_states(interaction, predicted)], dim=-1)
+            vector = torch.cat([states[place], *self._own_states(interaction, predicted, len(target))], dim=-1)
             parts = [loss for loss, _ in self._domain_losses(vector, target, domain, negative)]
             if self.settings.alpha > 0:
                 parts.append(self.settings.alpha * self._regulariser(met))
@@ -160,7 +160,7 @@ class LLM4CDSR(TwoDomainModel):
                 parts.append(self.settings.beta * self._alignment(interaction, states, "infonce"))
         return tuple(parts)
 
-    def _own_states(self, interaction: Any, predicted: Tensor) -> list[Tensor]:
+    def _own_states(self, interaction: Any, predicted: Tensor, n: int) -> list[Tensor]:
         """``[T, H]``: for each target the state of its domain's thread where the mixed sequence has got to.
 
         Zero where the user had nothing in that domain by then. An empty list without domain threads.
@@ -169,7 +169,7 @@ class LLM4CDSR(TwoDomainModel):
             return []
         item_seq, targets = interaction[self.ITEM_SEQ], interaction[TARGET_SEQ]
         order = (predicted.flatten().cumsum(0) - 1).view_as(predicted)  # place of each prediction among the T
-        own = torch.zeros(int(predicted.sum()), self.settings.hidden_size, device=item_seq.device)
+        own = torch.zeros(n, self.settings.hidden_size, device=item_seq.device)
         for d, thread in enumerate(self.threads):
             length = interaction[DOMAIN_SEQ_LEN[d]]
             wanted = predicted & (self.item_domain[targets] == d + 1)
@@ -178,13 +178,14 @@ class LLM4CDSR(TwoDomainModel):
                 continue
             place = self.own_positions(item_seq, length, d)[rows]  # [R, L]
             known = wanted[rows] & (place >= 0)
-            row, place = torch.nonzero(known)[:, 0], place[known]
+            row, column = torch.nonzero(known, as_tuple=True)
+            place = place[row, column]
             own_seq, length = interaction[DOMAIN_SEQ[d]][rows], length[rows]
             hidden = torch.zeros_like(own_seq, dtype=torch.bool)
             hidden[row, place] = True
             states = thread.training_states(own_seq, length, hidden)  # [R, L of the domain, H]
             found = states[row, place] * thread.has_read(length, hidden)[row, place].unsqueeze(-1)
-            own = own.index_add(0, order[rows][known], found)
+            own = own.index_add(0, order[rows[row], column], found)
         return [own]
 
     def _one_of_each_domain(self, interaction: Any) -> Tensor:
@@ -195,8 +196,8 @@ class LLM4CDSR(TwoDomainModel):
         user = interaction[self.USER_ID]
         if self.settings.alpha == 0:
             return user.new_zeros(2, 0)
-        user = user[interaction[LAST_WINDOW].bool()]
-        user = user[(self.history_count_0[user] > 0) & (self.history_count_1[user] > 0)]
+        both = (self.history_count_0[user] > 0) & (self.history_count_1[user] > 0)
+        user = user[interaction[LAST_WINDOW].bool() & both]
         drawn = []
         for d in (0, 1):
             items, count, first = (getattr(self, f"history{key}_{d}") for key in ("", "_count", "_first"))

@@ -83,6 +83,7 @@ class LLMEDT(TwoDomainModel):
         settings = ModelSettings.read(config)
         super().__init__(config, dataset, settings)
         self.phase = "pretrain"
+        self.finetuned = config["finetune_epochs"] != 0
         text = None if settings.item_representation == "id" else dataset.item_vectors()
         encoder = item_encoder(settings.backbone)(
             self.n_items, settings.hidden_size, settings.item_representation, text
@@ -122,10 +123,12 @@ class LLMEDT(TwoDomainModel):
         """Freeze everything but the two user adapters: no gradient, no dropout (section 3.3.2)."""
         self.phase = "finetune"
         self.requires_grad_(False)
+        self.zero_grad()  # those of pre-training would count in clip_grad_norm
         self.user_adapters.requires_grad_(True)
 
     def to_last_phase(self) -> None:
-        self.start_finetuning()
+        if self.finetuned:
+            self.start_finetuning()
 
     def train(self, mode: bool = True) -> LLMEDT:
         super().train(mode)
@@ -140,10 +143,10 @@ class LLMEDT(TwoDomainModel):
         if self.phase == "finetune":
             return self._finetuning_loss(interaction)
         item_seq, length = interaction[self.ITEM_SEQ], interaction[self.ITEM_SEQ_LEN]
-        predicted, target, domain, negative = self._predictions(interaction)
+        predicted, place, target, domain, negative = self._predictions(interaction)
         with self.item_embedding.shared(item_seq, target, negative):
             states = self.backbone.training_states(item_seq, length, predicted)
-            parts = self._domain_losses(states[predicted], target, domain, negative)
+            parts = self._domain_losses(states[place], target, domain, negative)
             loss = sum(mean * n for mean, n in parts) / max(len(target), 1)
             if self.profile_adapter is None:
                 return loss
@@ -159,8 +162,8 @@ class LLMEDT(TwoDomainModel):
             _ = self.item_embedding.weight  # computed once an epoch, then looked up
         vector = interaction[STATE]
         for d, adapter in enumerate(self.user_adapters):
-            mine = torch.nonzero((domain == d) & interaction[HAS_OWN]).squeeze(1)
-            vector = vector.index_add(0, mine, adapter(interaction[OWN_STATE][mine]))
+            mine = (domain == d) & interaction[HAS_OWN]
+            vector = vector + adapter(interaction[OWN_STATE]) * mine.unsqueeze(-1)
         return tuple(loss for loss, _ in self._domain_losses(vector, target, domain, negative))
 
     @torch.no_grad()

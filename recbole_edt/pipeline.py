@@ -575,14 +575,15 @@ def chosen_epochs(run_dir: Path) -> dict[str, int]:
 
     Of equals the last counts, as in RecBole's early stopping. Empty for a model without epochs.
     """
-    path, metric = run_dir / "epochs.csv", read_json(run_dir / "result.json")["valid_metric"]
+    path, result = run_dir / "epochs.csv", read_json(run_dir / "result.json")
     if not path.is_file():
         return {}
+    metric, always = result["valid_metric"], result.get("settings", {}).get("adapter_residual", False)
     best, found = -np.inf, {}
     for phase, rows in pd.read_csv(path).dropna(subset=[metric]).groupby("phase", sort=False):
         top = rows[metric].max()
         n_epochs = int(rows.loc[rows[metric] == top, "epoch"].iloc[-1]) + 1
-        found["finetune_epochs" if phase == "finetune" else "epochs"] = n_epochs if top >= best else 0
+        found["finetune_epochs" if phase == "finetune" else "epochs"] = n_epochs if top >= best or always else 0
         best = max(best, top)
     return found
 

@@ -197,9 +197,10 @@ def _in_words(spread: Spread, domains: tuple[str, str]) -> str:
 
 
 def _counts(train: TwoDomainData) -> list[tuple[int, int]]:
-    """Rows of each user in domain A and in domain B."""
+    """Rows of each user in domain A and in domain B; inserted ones do not make an imbalance less (method: S_train)."""
     in_b = train.item_domain[train.item].astype(bool)
-    n_a, n_b = (np.bincount(train.user[rows], minlength=len(train.users)).tolist() for rows in (~in_b, in_b))
+    raw = ~train.generated
+    n_a, n_b = (np.bincount(train.user[rows & raw], minlength=len(train.users)).tolist() for rows in (~in_b, in_b))
     return list(zip(n_a, n_b, strict=True))
 
 

@@ -138,7 +138,9 @@ class ResumableTraining:
         if self.run_dir is not None:
             self._save_state(train_data, epoch_idx)
         start = time.perf_counter()
-        if isinstance(train_data, (SequenceLoader, FrozenStates)):
+        # Of a method's own steps the losses stay outside of mixed precision, which RecBole's loop would put inside.
+        own = self.config["model"] in METHODS and self.config["single_spec"]
+        if own or isinstance(train_data, (SequenceLoader, FrozenStates)):
             losses = self._steps(train_data)
         else:
             losses = super()._train_epoch(train_data, epoch_idx, *args, **kwargs)
@@ -213,7 +215,7 @@ class ResumableTraining:
         path = None if self.run_dir is None else self.run_dir / "last.pth"
         if path is None or not path.is_file():
             return None
-        return load_checkpoint(path, self.device)
+        return load_checkpoint(path)  # not to the device: Adam's counters belong in the host's memory
 
     def _restore(self: Any, state: dict[str, Any], train_data: Any) -> None:
         self.start_epoch, self.cur_step = state["epoch"], state["cur_step"]
@@ -440,10 +442,16 @@ class LLMEDTTrainer(ResumableTraining, Trainer):
         self.best_valid_score = checkpoint["best_valid_score"]
 
     def _start_finetuning(self) -> None:
-        """A new phase: fine-tuning must beat the pre-trained scores, which it starts from, to replace them."""
+        """A new phase: fine-tuning must beat the pre-trained scores, which it starts from, to replace them.
+
+        Except with ``adapter_residual``, where it starts from others.
+        """
         self.phase = "finetune"
+        if self.model.settings.adapter_residual:
+            self.best_valid_score = -np.inf if self.valid_metric_bigger else np.inf
         self.model.start_finetuning()
         self.epochs = self.phase_config.finetune_epochs
+        self.eval_step = min(self.config["eval_step"], self.epochs)  # RecBole looked at pre-training's epochs
         self.stopping_step = self.phase_config.finetune_stopping_step
         self.start_epoch = self.cur_step = 0
         self.optimizer = self._build_optimizer(

@@ -73,6 +73,8 @@ class Predictions(NamedTuple):
 
     predicted: Tensor
     """``[B, L]`` bool, True at ``T`` positions."""
+    place: tuple[Tensor, Tensor]
+    """Row and column of each, ``[T]``"""
     target: Tensor
     """``[T]``"""
     domain: Tensor
@@ -141,10 +143,11 @@ class TwoDomainModel(SequentialRecommender):
         """What the backbone predicts of a batch, and negatives."""
         targets = interaction[TARGET_SEQ]
         predicted = self.backbone.predicted(targets, interaction[self.ITEM_SEQ_LEN])  # [B, L]
-        target = targets[predicted]  # [T]
-        user = interaction[self.USER_ID].unsqueeze(1).expand_as(targets)[predicted]
+        place = torch.nonzero(predicted, as_tuple=True)
+        target = targets[place]  # [T]
         domain = self.item_domain[target] - 1
-        return Predictions(predicted, target, domain, self._negatives(user, domain))
+        user = interaction[self.USER_ID][place[0]]
+        return Predictions(predicted, place, target, domain, self._negatives(user, domain))
 
     def _negatives(self, user: Tensor, domain: Tensor) -> Tensor:
         """Negatives of the target's domain: ``[T, n]`` of the user's own, or ``[2, n]`` shared by the batch."""
@@ -181,8 +184,8 @@ class TwoDomainModel(SequentialRecommender):
         """Eq. 13 over the users of the batch who have a profile and whose last training items are in it."""
         assert self.profile_adapter is not None
         user = interaction[self.USER_ID]
-        chosen = interaction[LAST_WINDOW].bool() & self.has_profile[user]
-        if int(chosen.sum()) < 2:
+        chosen = torch.nonzero(interaction[LAST_WINDOW].bool() & self.has_profile[user]).squeeze(1)
+        if len(chosen) < 2:
             return states.sum() * 0.0
         item_seq, length = interaction[self.ITEM_SEQ][chosen], interaction[self.ITEM_SEQ_LEN][chosen]
         state = self.backbone.user_states(item_seq, length, states[chosen])

@@ -227,6 +227,26 @@ def test_an_inserted_row_after_a_held_out_one_is_refused(tmp_path):
         make(tmp_path, rows=ROWS + "u\tv1\t1000000011\t1\n").build()
 
 
+@pytest.mark.parametrize(
+    "keys",
+    [{"rm_dup_inter": "first"}, {"item_inter_num_interval": "[2,inf)"}, {"val_interval": {"timestamp": "[6,8]"}}],
+)
+def test_filters_of_recboles_would_change_the_split_and_are_refused(tmp_path, keys):
+    make(tmp_path)
+    settings = config.load("two", [], {"data_path": str(tmp_path)})
+    view = config.recbole_config(settings, "LLMEDT", "two-edt", tmp_path / "saved")
+    for key, value in keys.items():  # our own command line refuses them earlier
+        view[key] = value
+    with pytest.raises(ConfigError, match=f"{next(iter(keys))}: would change the split"):
+        EDTDataset(view)
+
+
+def test_virtual_items_that_are_not_the_last_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr("test_dataset.ITEMS", ITEMS.replace("v1\tB\t1\n", "").replace("a3", "v1\tB\t1\na3"))
+    with pytest.raises(DataError, match="virtual items must be the last rows"):
+        make(tmp_path).build()
+
+
 def test_inserted_rows_are_no_targets_of_prefixes_either_if_they_are_not_to_be(tmp_path):
     dataset = make(tmp_path, model="SASRec", inserted_as_targets=False)
     dataset._change_feat_format()

@@ -257,7 +257,7 @@ def test_new_weights_give_new_scores_in_a_later_evaluation(ready):
 def own_states(model: LLM4CDSR, batch: Interaction) -> torch.Tensor:
     """``[T, H]`` of the domain threads, with nothing masked."""
     with torch.no_grad():
-        return model._own_states(batch, batch[TARGET_SEQ] > 0)[0]
+        return model._own_states(batch, batch[TARGET_SEQ] > 0, int((batch[TARGET_SEQ] > 0).sum()))[0]
 
 
 @pytest.mark.parametrize("longest", [3, 8])
@@ -326,7 +326,7 @@ def test_by_masking_the_same_items_are_hidden_from_both_threads_that_predict_the
     batch = one_sequence(model, items, items)
     hidden = torch.tensor([[False, True, True, False, False]])  # b1 of two B, a2 of three A
     with torch.no_grad():
-        found = model._own_states(batch, hidden)[0]
+        found = model._own_states(batch, hidden, int(hidden.sum()))[0]
         own = [torch.tensor([[a[1], a[2], a[3]]]), torch.tensor([[b[1], b[2]]])]
         masks = [torch.tensor([[False, True, False]]), torch.tensor([[True, False]])]
         of_a, of_b = (
@@ -334,7 +334,7 @@ def test_by_masking_the_same_items_are_hidden_from_both_threads_that_predict_the
             for thread, seq, mask in zip(model.threads, own, masks, strict=True)
         )
         torch.testing.assert_close(found, torch.stack([of_b[0], of_a[1]]))
-        all_of_b = model._own_states(batch, torch.tensor([[False, True, False, False, True]]))[0]
+        all_of_b = model._own_states(batch, torch.tensor([[False, True, False, False, True]]), 2)[0]
     assert not all_of_b.any()  # with all of B hidden there is no history in B
 
 

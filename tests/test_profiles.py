@@ -122,10 +122,10 @@ class TestProfileUsers:
         assert texts == [f"{balance} In food: tea, black, green; bread, rye. In kitchen: iron, pan."]
         assert has_profile.tolist() == [True]
 
-    def test_inserted_rows_count(self):
+    def test_inserted_rows_are_liked_too_and_hide_no_imbalance(self):
         texts, _ = profile(data_of("f1 *k1"))
         assert texts == [
-            f"{BALANCE[0].format(major='food', minor='kitchen')} In food: green, tea. In kitchen: iron, pan."
+            f"{BALANCE[4].format(major='food', minor='kitchen')} In food: green, tea. In kitchen: iron, pan."
         ]
 
     def test_a_user_without_rows_has_no_profile(self):

@@ -153,6 +153,45 @@ def test_without_finetuning_the_pretrained_checkpoint_is_the_result(run, workpla
     assert all(torch.equal(one[key], other[key]) for key in one)
 
 
+def test_finetuning_is_validated_however_rarely_pretraining_is(run):
+    trainer, train_data, valid_data, _ = run("LLMEDT", "run", epochs=4, eval_step=4)
+    trainer.fit(train_data, valid_data)
+    assert ["ndcg@10" in row for row in trainer.epoch_log] == [False, False, False, True] + [False, False, True]
+
+
+def test_a_residual_adapter_starts_from_other_scores_and_is_judged_by_its_own(run):
+    keys = {"adapter_residual": True, "learning_rate": 0.02, "epochs": 10, "finetune_learning_rate": 1e-12}
+    for seed in (0, 7):  # with these fine-tuning, which changes nothing here, is worse than pre-training
+        trainer, train_data, valid_data, _ = run("LLMEDT", f"run{seed}", seed=seed, finetune_epochs=1, **keys)
+        trainer.fit(train_data, valid_data)
+        best = trainer.best_valid_score
+        assert trainer.evaluate(valid_data, load_best_model=True)["ndcg@10"] == pytest.approx(best)
+
+
+def test_a_model_that_was_not_finetuned_ranks_by_its_pretraining_when_it_is_loaded(run):
+    trainer, train_data, valid_data, _ = run("LLMEDT", "run", adapter_residual=True, finetune_epochs=0)
+    trainer.fit(train_data, valid_data)
+    measured = trainer.evaluate(valid_data, load_best_model=True)
+    trainer.model.to_last_phase()
+    assert trainer.model.phase == "pretrain" and trainer.evaluate(valid_data, load_best_model=False) == measured
+
+
+def test_gradients_of_pretraining_do_not_clip_those_of_finetuning(run):
+    trainer, train_data, *_ = run("LLMEDT", "run")
+    sum(trainer.model.calculate_loss(next(iter(train_data)))).backward()
+    trainer.model.start_finetuning()
+    assert all(parameter.grad is None for parameter in trainer.model.parameters())
+
+
+@pytest.mark.parametrize("backbone", ["SASRec", "GRU4Rec"])
+def test_mixed_precision_leaves_losses_outside_with_loaders_that_are_not_ours(run, workplace, backbone):
+    trainer, train_data, *_ = run("LLMEDT", "run", enable_amp=True, backbone=backbone)
+    trainer.model.start_finetuning()
+    trainer.run_dir = None
+    loss = trainer._train_epoch(list(train_data), 0)  # autocast around the whole step would end in mixed types
+    assert np.isfinite(loss).all()
+
+
 def test_early_stopping_is_told_from_the_epoch_cap(run):
     trainer, train_data, valid_data, _ = run("SASRec", "run", epochs=50)
     with pytest.raises(ConfigError):
