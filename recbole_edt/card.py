@@ -19,7 +19,7 @@ N_BINS = 10
 NAMES = {"json": "card.json", "text": "card.md", "figure": "card.png"}
 REASONS = {
     "unusable": "lines that could not be read, or without user or item",
-    "of_other_domains": "of neither domain",
+    "of_other_domains": "of neither domain, or in the file of the other",
     "without_time": "without a time",
     "outside_dates": "outside prepare.after and prepare.before",
     "duplicate": "the same user, item and time again",
