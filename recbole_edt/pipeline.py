@@ -68,7 +68,7 @@ def prepare(settings: Settings, say: Say) -> None:
     if made:
         raw.prepare(config, folder, name, settings.domains)
     data = read(settings)
-    if made:
+    if made or config.source is not None and card.recorded(folder).get("before") != card.statistics(data):
         card.write(folder, data)
         if lost := raw.losses(folder):
             say(f"{name}: {lost}")
@@ -132,6 +132,7 @@ def augment_data(settings: Settings, say: Say, opened: Opener = LiveWriter) -> N
     outputs = [*augmented_files(settings), folder / AUGMENT_TRACE]
     inputs = _inputs(settings, data, item_vectors(settings), settings.augment)
     manifest = folder / "augment.json"
+    has_card = settings.prepare.source is not None and not settings.data_variant
     if not _is_done(manifest, inputs, outputs, settings):
         with opened(settings, say) as writer:
             done = augment.augment(data, table, settings.augment, writer)
@@ -139,9 +140,11 @@ def augment_data(settings: Settings, say: Say, opened: Opener = LiveWriter) -> N
             add_vectors(done.data, table, writer).save(augmented_vectors(settings))
             augment.write_trace(done.trace, outputs[-1])
             counts = writer.counted(done.counts)
-        if settings.prepare.source is not None and not settings.data_variant:
-            card.write(settings.folder, data, done.data)
+        if has_card:
+            card.write(settings.folder, read(settings), done.data)
         write_manifest(manifest, "augment", inputs, _shown(settings, settings.augment), counts, outputs)
+    elif has_card and "after" not in card.recorded(settings.folder):  # prepare has written it anew
+        card.write(settings.folder, read(settings), read_augmented(settings))
     for line in _augmentation(read_json(manifest)["counts"], data.domains):
         say(line)
     _say_asked(manifest, "augment", len(data.users), say)

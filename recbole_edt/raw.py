@@ -17,7 +17,7 @@ import numpy as np
 from recbole_edt import movielens, spill
 from recbole_edt.atomic import TwoDomainData, keep_rows, sanitize
 from recbole_edt.errors import ConfigError, DataError, choice_faults, whole_number_faults
-from recbole_edt.files import is_current, read_json, sha256_of, write_manifest, write_safely
+from recbole_edt.files import is_current, read_json, sha256_of, write_json, write_manifest, write_safely
 from recbole_edt.readers import (
     PER_SECOND,
     Column,
@@ -238,8 +238,10 @@ def prepare(config: PrepareConfig, folder: Path, name: str, domains: Sequence[st
     try:
         _make(config, folder, outputs)
     except BaseException:  # an interrupt, too
-        if not was_there:
-            with suppress(OSError):  # not made yet, or not empty
+        with suppress(OSError):  # not made yet, or not empty
+            if not any(path.exists() for path in outputs):
+                (folder / MANIFEST).unlink(missing_ok=True)
+            if not was_there:
                 folder.rmdir()
         raise
 
@@ -247,7 +249,9 @@ def prepare(config: PrepareConfig, folder: Path, name: str, domains: Sequence[st
 def _make(config: PrepareConfig, folder: Path, outputs: Sequence[Path]) -> None:
     """Write both files and the manifest."""
     if config.source == "ml-100k":
-        counts = movielens.write_films(*outputs)
+        with write_safely(outputs[0]) as inter, write_safely(outputs[1]) as item:
+            counts = movielens.write_films(inter, item)
+            _claim(folder)
         settings: dict[str, Any] = {"source": config.source}
         write_manifest(folder / MANIFEST, "prepare", source_hash(config), settings, counts, outputs)
         return
@@ -257,7 +261,14 @@ def _make(config: PrepareConfig, folder: Path, outputs: Sequence[Path]) -> None:
     with write_safely(outputs[0]) as inter, write_safely(outputs[1]) as item:
         _write_interactions(inter, rows)
         _write_items(item, rows, item_domain, texts, run.domains)
+        _claim(folder)
     write_manifest(folder / MANIFEST, "prepare", source_hash(config), run.settings(), run.account(rows), outputs)
+
+
+def _claim(folder: Path) -> None:
+    """Say that the files are ours before they are there: what an interrupt leaves may then be made again."""
+    if not (folder / MANIFEST).exists():
+        write_json(folder / MANIFEST, {"stage": "prepare"})
 
 
 def _check_ours(folder: Path, name: str, outputs: Sequence[Path]) -> None:

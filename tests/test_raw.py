@@ -665,6 +665,33 @@ class TestBadInput:
                 prepare(amazon, tmp_path / "out", "mine")
             assert not (tmp_path / "out").exists()
 
+    @pytest.mark.parametrize("source", ["amazon2018", "ml-100k"])
+    @pytest.mark.parametrize("step", ["write_manifest", "_claim"])
+    def test_an_interrupt_at_the_last_step_does_not_stop_the_same_command(
+        self, amazon, tmp_path, monkeypatch, source, step
+    ):
+        def stop(*_):
+            raise KeyboardInterrupt
+
+        config, out = amazon if source == "amazon2018" else PrepareConfig(source), tmp_path / "out"
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(raw, step, stop)
+            prepare(config, out, "mine")
+        assert out.exists() == (step == "write_manifest") and not is_made(config, out, "mine")
+        prepare(config, out, "mine")
+        assert is_made(config, out, "mine")
+
+    def test_a_name_that_cannot_be_written_leaves_no_manifest_alone(self, amazon, tmp_path, monkeypatch):
+        rename = os.replace
+
+        def full(source, target):
+            if Path(target).name.startswith("mine."):
+                raise OSError(28, "No space left on device")
+            rename(source, target)
+
+        monkeypatch.setattr(os, "replace", full)
+        self.refused(amazon, tmp_path / "out", "mine.item: cannot be written")
+
     def test_a_disk_that_fills_up_leaves_no_data_set(self, tmp_path):
         """With a limit on the size of files the system refuses to write more, as it does when the disk is full."""
         rows = [(f"user{n}", f"item{n % 7}", n) for n in range(5000)]
@@ -818,11 +845,30 @@ class TestCommand:
     def test_the_card_shows_the_augmented_data_once_there_are_any(self, shops):
         from recbole_edt.cli import run
 
-        options = ["--dataset=shops", "--augment.n_clusters=3", "--profile.n_clusters=3"]
-        assert [run([stage, *options]) for stage in ("prepare", "embed", "augment")] == [0, 0, 0]
-        found = json.loads((shops / "atomic_files" / "shops" / "card.json").read_text())
-        assert found["statistics"]["before"]["interactions"] == 240
-        assert found["statistics"]["after"]["interactions"] > 240
+        with open(shops / "raw" / "food.csv", "a") as file:
+            file.write("new,F1,2024-03-07\n")  # the only one of this user: not with k_core=2
+        options = ["--dataset=shops", "--prepare.k_core=0", "--augment.n_clusters=3", "--profile.n_clusters=3"]
+        path = shops / "atomic_files" / "shops" / "card.json"
+        stages = [["prepare"], ["embed"], ["augment"], ["prepare", "--k_core=2"], ["prepare"], ["augment"]]
+        found = {}
+        for number, stage in enumerate(stages):
+            assert run([*stage, *options]) == 0
+            found[number] = json.loads(path.read_text())["statistics"]
+        assert [one["before"]["interactions"] for one in found.values()] == [241, 241, 241, 240, 241, 241]
+        assert found[2]["after"]["interactions"] > 241 and found[5] == found[2]
+        assert "after" not in found[3] and "after" not in found[4]
+
+    def test_a_stage_that_ended_in_an_error_leaves_the_card_and_its_line_to_the_next(self, shops, capsys):
+        from recbole_edt.cli import run
+
+        with open(shops / "raw" / "food.csv", "a") as file:
+            file.write("u1,F1,\n")
+        assert run(["prepare", "--dataset=shops", "--k_core=500"]) == 1
+        folder = shops / "atomic_files" / "shops"
+        assert (folder / "shops.inter").exists() and not (folder / "card.md").exists()
+        assert run(["prepare", "--dataset=shops"]) == 0
+        assert "shops: dropped of 243 interactions read: 1 without a time" in capsys.readouterr().out
+        assert "| without a time | 1 |" in (folder / "card.md").read_text()
 
     def test_a_fault_ends_it_with_one_sentence_and_leaves_the_old_data_set(self, shops, capsys):
         from recbole_edt.cli import run
