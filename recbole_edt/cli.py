@@ -301,4 +301,6 @@ def _options(stage: str | None, values: dict[str, str]) -> dict[str, Any]:
 def _typed(key: str, value: str) -> Any:
     from recbole_edt.config import read_yaml
 
-    return value if key in TEXTS and value else read_yaml(value, f"--{key}")
+    if key in TEXTS and not value.strip():
+        raise ConfigError(f"--{key} is empty; give a value, or leave it out")
+    return value if key in TEXTS else read_yaml(value, f"--{key}")
