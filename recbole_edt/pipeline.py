@@ -509,7 +509,8 @@ def train_model(experiment: Experiment, name: str) -> report.ModelResult:
     run_dir = run_directory(experiment, name)
     if not (run_dir / "result.json").is_file():
         with alone_in(run_dir):
-            _run(experiment, _start(experiment, name, run_dir), name, run_dir)
+            if not (run_dir / "result.json").is_file():  # another process may have ended just before
+                _run(experiment, _start(experiment, name, run_dir), name, run_dir)
     return read_result(run_dir)
 
 
@@ -541,7 +542,8 @@ def train_on_all(experiment: Experiment, name: str) -> Path:
     folder = run_dir / ALL_DATA
     if not (folder / "result.json").is_file():
         with alone_in(folder):
-            _run_on_all(experiment, name, run_dir, folder)
+            if not (folder / "result.json").is_file():
+                _run_on_all(experiment, name, run_dir, folder)
     return folder
 
 
@@ -652,13 +654,18 @@ def validate_model(experiment: Experiment, name: str, run_dir: Path) -> dict[str
     path = run_dir / "valid.json"
     if not path.is_file():
         with alone_in(run_dir):
-            config = _start(experiment, name, run_dir)
-            trainer, model, _, _ = _fitted(experiment, config, name, run_dir)
-            result = {"score": float(trainer.best_valid_score), "metric": trainer.valid_metric.lower()}
-            write_json(path, {**result, "epochs": len(trainer.epoch_log), **_training_of(trainer, model)})
-            for weights in run_dir.glob("*.pth*"):
-                weights.unlink()
+            if not path.is_file():
+                _run_to_validate(experiment, name, run_dir)
     return read_json(path)
+
+
+def _run_to_validate(experiment: Experiment, name: str, run_dir: Path) -> None:
+    config = _start(experiment, name, run_dir)
+    trainer, model, _, _ = _fitted(experiment, config, name, run_dir)
+    result = {"score": float(trainer.best_valid_score), "metric": trainer.valid_metric.lower()}
+    write_json(run_dir / "valid.json", {**result, "epochs": len(trainer.epoch_log), **_training_of(trainer, model)})
+    for weights in run_dir.glob("*.pth*"):
+        weights.unlink()
 
 
 def _start(experiment: Experiment, name: str, run_dir: Path) -> Any:
