@@ -11,6 +11,7 @@ import numpy as np
 
 from recbole_edt.atomic import TwoDomainData, keep_rows
 from recbole_edt.embeddings import item_text
+from recbole_edt.errors import DataError
 from recbole_edt.files import read_json, write_json, write_safely, write_text
 from recbole_edt.split import domain_ratio, training_rows
 
@@ -19,7 +20,7 @@ N_BINS = 10
 NAMES = {"json": "card.json", "text": "card.md", "figure": "card.png"}
 REASONS = {
     "unusable": "lines that could not be read, or without user or item",
-    "of_other_domains": "of neither domain",
+    "of_other_domains": "of neither domain, or in the file of the other",
     "without_time": "without a time",
     "outside_dates": "outside prepare.after and prepare.before",
     "duplicate": "the same user, item and time again",
@@ -89,12 +90,21 @@ def write(folder: Path, data: TwoDomainData, augmented: TwoDomainData | None = N
     """
     found = figures(data, augmented)
     manifest = folder / "prepare.json"
-    if manifest.is_file():
-        made = read_json(manifest)
+    made = read_json(manifest) if manifest.is_file() else {}
+    if "counts" in made:  # else prepare was interrupted
         found["prepare"] = {"counts": made["counts"], "settings": made["config"], "versions": made["versions"]}
     write_json(folder / NAMES["json"], found)
     write_text(folder / NAMES["text"], markdown(found))
     plot_ratio(found, folder / NAMES["figure"])
+
+
+def recorded(folder: Path) -> dict[str, Any]:
+    """The statistics on the card in ``folder``, before and after augmentation; empty if the card is not whole."""
+    try:
+        found = dict(read_json(folder / NAMES["json"])["statistics"])
+    except (DataError, KeyError, TypeError, ValueError):
+        return {}
+    return found if all((folder / name).is_file() for name in NAMES.values()) else {}
 
 
 def markdown(found: Mapping[str, Any]) -> str:
@@ -249,4 +259,4 @@ def _as_day(time: float, last: float) -> str:
     bounds = [datetime(year, 1, 1, tzinfo=timezone.utc).timestamp() for year in (_FIRST_YEAR, _LAST_YEAR)]
     if not bounds[0] <= last < bounds[1]:
         return f"{time:g}"
-    return datetime.fromtimestamp(time, timezone.utc).date().isoformat()
+    return str(np.datetime64(int(time // 1), "s").astype("datetime64[D]"))  # a date of Python has no year 0 or before

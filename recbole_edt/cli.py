@@ -9,6 +9,7 @@ import sys
 import textwrap
 from collections.abc import Sequence
 from dataclasses import replace
+from io import TextIOWrapper
 from pathlib import Path
 from typing import Any
 
@@ -143,12 +144,23 @@ example --augment.tau=0.9. Settings come from dataset_configs/NAME.yaml if there
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run the command line and leave with its exit status: 0, 1 for an error, 2 for bad arguments, 130 for Ctrl-C."""
+    """Run the command line and leave with its exit status.
+
+    0, 1 for an error, 2 for bad arguments, 130 for Ctrl-C, 141 if whoever reads the output, such as ``head``, has left.
+    """
     # Threads that wait by spinning make training ten times slower as soon as anything else runs on the machine.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ.setdefault("GOMP_SPINCOUNT", "0")
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it products on a GPU are not repeatable
-    sys.exit(run(list(sys.argv[1:] if argv is None else argv)))
+    if isinstance(sys.stdout, TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # as stderr does: texts of data need not fit a terminal
+    try:
+        status = run(list(sys.argv[1:] if argv is None else argv))
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is still to be written at exit
+        status = 141
+    sys.exit(status)
 
 
 def run(arguments: list[str]) -> int:
@@ -221,6 +233,8 @@ def parse(arguments: Sequence[str]) -> tuple[str | None, dict[str, str], bool]:
             stage = f"{stage} {argument}"
         elif stage in ACTIONS:
             raise ConfigError(f"unknown action '{argument}' of {stage} (there are {', '.join(ACTIONS[stage])})")
+        elif argument in STAGES:
+            raise ConfigError(f"two stages, {stage} and {argument}: give one at a time")
         else:
             near = difflib.get_close_matches(argument, STAGES, n=1)
             hint = f"did you mean '{near[0]}'?" if near else f"stages are {', '.join(STAGES)}"
@@ -301,4 +315,6 @@ def _options(stage: str | None, values: dict[str, str]) -> dict[str, Any]:
 def _typed(key: str, value: str) -> Any:
     from recbole_edt.config import read_yaml
 
-    return value if key in TEXTS and value else read_yaml(value, f"--{key}")
+    if key in TEXTS and not value.strip():
+        raise ConfigError(f"--{key} is empty; give a value, or leave it out")
+    return value if key in TEXTS else read_yaml(value, f"--{key}")

@@ -175,7 +175,7 @@ class RecommendConfig:
             found.append("users: known users and new histories do not go together; give one of the two")
         for key, endings in (("histories", (".csv", ".jsonl")), ("output", (".csv", ".jsonl", ".parquet"))):
             path = getattr(self, key)
-            if path is not None and not (isinstance(path, str) and path.endswith(endings)):
+            if path is not None and not (isinstance(path, str) and Path(path).suffix in endings):
                 found.append(f"{key}: {path!r} is not a file that ends in {', '.join(endings)}")
         return found + (self._parquet_faults() if str(self.output).endswith(".parquet") else [])
 

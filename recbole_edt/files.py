@@ -26,14 +26,20 @@ _BLOCK = 2**20
 def alone_in(folder: Path) -> Iterator[None]:
     """Keep other processes out of a folder; the lock ends with the process, however that ends.
 
-    Raises: DataError if another process is in there.
+    Raises: DataError if another process is in there, or the folder cannot be written to.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / ".lock", timeout=0)
     try:
-        with FileLock(folder / ".lock", timeout=0):
-            yield
+        folder.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
     except Timeout:
         raise DataError(f"{folder}: another process is training this run; wait until it is done, or stop it") from None
+    except OSError as error:
+        raise _unwritable(folder, error) from error
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 @contextmanager
@@ -56,8 +62,7 @@ def write_safely(path: str | os.PathLike[str]) -> Iterator[Path]:
         finally:
             temporary.unlink(missing_ok=True)
     except OSError as error:
-        problem = f"cannot be written ({error.strerror or error})"
-        raise DataError(f"{path}: {problem}; free space or choose another folder") from error
+        raise _unwritable(path, error) from error
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:
@@ -214,3 +219,7 @@ def _unreadable(path: str | os.PathLike[str], error: OSError) -> DataError:
     if isinstance(error, FileNotFoundError):
         return DataError(f"{path}: no such file; check the folder and the name")
     return DataError(f"{path}: cannot be read ({error.strerror or error}); check that it is a readable file")
+
+
+def _unwritable(path: Path, error: OSError) -> DataError:
+    return DataError(f"{path}: cannot be written ({error.strerror or error}); free space or choose another folder")

@@ -7,15 +7,18 @@ JSON Lines has an object per user: ``{"user": "anna", "history": ["b7", "b2"]}``
 
 from __future__ import annotations
 
+import csv
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from recbole_edt.atomic import sanitize
 from recbole_edt.errors import DataError
 from recbole_edt.files import read_bytes
 from recbole_edt.readers import seconds, separator_of
@@ -83,17 +86,10 @@ def _text(path: Path) -> str:
 
 
 def _read_csv(path: Path, item_id: Mapping[str, int]) -> tuple[pd.DataFrame, list[tuple[int, str]]]:
-    header = _text(path).partition("\n")[0]  # says where a byte is wrong; the parser below does not
-    try:
-        options: Any = {"dtype": str, "keep_default_na": False, "skip_blank_lines": False, "encoding": "utf-8-sig"}
-        frame = pd.read_csv(path, sep=separator_of(header), **options)
-    except (pd.errors.ParserError, pd.errors.EmptyDataError) as error:
-        raise DataError(f"{path}: no readable CSV ({str(error).strip()})") from None
-    if missing := [name for name in ("user", "item") if name not in frame]:
-        found = ", ".join(map(repr, frame.columns))
-        raise DataError(f"{path}, line 1: no column {missing[0]!r}, only {found}; needed are user and item")
-    empty = frame["user"].fillna("") == ""
-    item = frame["item"].map(item_id)
+    lines, frame, faults = _table(path)
+    item, user = frame["item"].map(item_id), frame["user"]
+    empty = user == ""
+    unfit = np.array([not _is_writable(one) for one in user], dtype=bool)
     given = frame["timestamp"] if "timestamp" in frame else pd.Series("0", frame.index)
     time = seconds(given.to_list())
     number = pd.to_numeric(given, errors="coerce").notna()
@@ -101,12 +97,41 @@ def _read_csv(path: Path, item_id: Mapping[str, int]) -> tuple[pd.DataFrame, lis
     other = number != number[timed.idxmax()] if timed.any() else timed  # no order between dates and plain numbers
     tests = (
         (empty, lambda row: "no user"),
+        (unfit, lambda row: f"user {user.iat[row]!r} is no id"),
         (item.isna() & ~empty, lambda row: f"unknown item {frame['item'].iat[row]!r}"),
         (~np.isfinite(time) & ~empty, lambda row: f"timestamp {given.iat[row]!r} is no number and no ISO 8601 date"),
         (timed & other, lambda row: f"timestamp {given.iat[row]!r}: all must be numbers, or all dates"),
     )
-    faults = [(row + 2, say(row)) for wrong, say in tests for row in np.flatnonzero(wrong).tolist()]
-    return pd.DataFrame({"user": frame["user"], "item": item, "timestamp": time}), sorted(faults)
+    faults += [(lines[row], say(row)) for wrong, say in tests for row in np.flatnonzero(wrong).tolist()]
+    return pd.DataFrame({"user": user, "item": item, "timestamp": time}), sorted(faults)
+
+
+def _table(path: Path) -> tuple[list[int], pd.DataFrame, list[tuple[int, str]]]:
+    """Lines and texts of the rows that fit the header, and a fault for each other row; empty lines are none."""
+    (_, header), *rows = _csv_rows(path, _text(path))
+    if missing := [name for name in ("user", "item") if name not in header]:
+        found = ", ".join(map(repr, header))
+        raise DataError(f"{path}, line 1: no column {missing[0]!r}, only {found}; needed are user and item")
+    width = len(header)
+    fit = [(line, row) for line, row in rows if len(row) == width]
+    places = {name: header.index(name) for name in ("user", "item", "timestamp") if name in header}
+    frame = pd.DataFrame({name: [row[place] for _, row in fit] for name, place in places.items()}, dtype=object)
+    others = [(line, len(row)) for line, row in rows if len(row) not in (0, width)]
+    faults = [(line, f"{n} fields where the header has {width}") for line, n in others]
+    return [line for line, _ in fit], frame, faults
+
+
+def _csv_rows(path: Path, text: str) -> Iterator[tuple[int, list[str]]]:
+    """Rows, each with the line on which it begins."""
+    reader = csv.reader(StringIO(text, newline=""), delimiter=separator_of(text.partition("\n")[0]), strict=True)
+    line = 1
+    try:
+        for row in reader:
+            yield line, row
+            line = reader.line_num + 1
+    except csv.Error as error:
+        hint = "is a quotation mark opened there and not closed?"
+        raise DataError(f"{path}, line {line}: no readable CSV ({error}); {hint}") from None
 
 
 def _read_jsonl(path: Path, item_id: Mapping[str, int]) -> tuple[pd.DataFrame, list[tuple[int, str]]]:
@@ -140,7 +165,7 @@ def _parsed(text: str) -> tuple[str, list[str]]:
     if not isinstance(value, dict) or not {"user", "history"} <= set(value):
         raise ValueError('not an object with "user" and "history"')
     name, tokens = value["user"], value["history"]
-    if not _is_id(name) or str(name) == "":
+    if not _is_id(name) or str(name) == "" or not _is_writable(str(name)):
         raise ValueError(f"user {name!r} is no id")
     if not isinstance(tokens, list) or not tokens or not all(map(_is_id, tokens)):
         raise ValueError("history is no list of item ids, or an empty one")
@@ -149,6 +174,11 @@ def _parsed(text: str) -> tuple[str, list[str]]:
 
 def _is_id(value: Any) -> bool:
     return isinstance(value, str | int) and not isinstance(value, bool)
+
+
+def _is_writable(name: str) -> bool:
+    """Whether a name has no control characters and no halves of surrogate pairs."""
+    return sanitize(name) == name.strip()
 
 
 def batches(histories: Histories, size: int) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:

@@ -68,7 +68,7 @@ def prepare(settings: Settings, say: Say) -> None:
     if made:
         raw.prepare(config, folder, name, settings.domains)
     data = read(settings)
-    if made:
+    if made or config.source is not None and card.recorded(folder).get("before") != card.statistics(data):
         card.write(folder, data)
         if lost := raw.losses(folder):
             say(f"{name}: {lost}")
@@ -132,6 +132,7 @@ def augment_data(settings: Settings, say: Say, opened: Opener = LiveWriter) -> N
     outputs = [*augmented_files(settings), folder / AUGMENT_TRACE]
     inputs = _inputs(settings, data, item_vectors(settings), settings.augment)
     manifest = folder / "augment.json"
+    has_card = settings.prepare.source is not None and not settings.data_variant
     if not _is_done(manifest, inputs, outputs, settings):
         with opened(settings, say) as writer:
             done = augment.augment(data, table, settings.augment, writer)
@@ -139,9 +140,11 @@ def augment_data(settings: Settings, say: Say, opened: Opener = LiveWriter) -> N
             add_vectors(done.data, table, writer).save(augmented_vectors(settings))
             augment.write_trace(done.trace, outputs[-1])
             counts = writer.counted(done.counts)
-        if settings.prepare.source is not None and not settings.data_variant:
-            card.write(settings.folder, data, done.data)
+        if has_card:
+            card.write(settings.folder, read(settings), done.data)
         write_manifest(manifest, "augment", inputs, _shown(settings, settings.augment), counts, outputs)
+    elif has_card and "after" not in card.recorded(settings.folder):  # prepare has written it anew
+        card.write(settings.folder, read(settings), read_augmented(settings))
     for line in _augmentation(read_json(manifest)["counts"], data.domains):
         say(line)
     _say_asked(manifest, "augment", len(data.users), say)
@@ -506,7 +509,8 @@ def train_model(experiment: Experiment, name: str) -> report.ModelResult:
     run_dir = run_directory(experiment, name)
     if not (run_dir / "result.json").is_file():
         with alone_in(run_dir):
-            _run(experiment, _start(experiment, name, run_dir), name, run_dir)
+            if not (run_dir / "result.json").is_file():  # another process may have ended just before
+                _run(experiment, _start(experiment, name, run_dir), name, run_dir)
     return read_result(run_dir)
 
 
@@ -538,7 +542,8 @@ def train_on_all(experiment: Experiment, name: str) -> Path:
     folder = run_dir / ALL_DATA
     if not (folder / "result.json").is_file():
         with alone_in(folder):
-            _run_on_all(experiment, name, run_dir, folder)
+            if not (folder / "result.json").is_file():
+                _run_on_all(experiment, name, run_dir, folder)
     return folder
 
 
@@ -650,13 +655,18 @@ def validate_model(experiment: Experiment, name: str, run_dir: Path) -> dict[str
     path = run_dir / "valid.json"
     if not path.is_file():
         with alone_in(run_dir):
-            config = _start(experiment, name, run_dir)
-            trainer, model, _, _ = _fitted(experiment, config, name, run_dir)
-            result = {"score": float(trainer.best_valid_score), "metric": trainer.valid_metric.lower()}
-            write_json(path, {**result, "epochs": len(trainer.epoch_log), **_training_of(trainer, model)})
-            for weights in run_dir.glob("*.pth*"):
-                weights.unlink()
+            if not path.is_file():
+                _run_to_validate(experiment, name, run_dir)
     return read_json(path)
+
+
+def _run_to_validate(experiment: Experiment, name: str, run_dir: Path) -> None:
+    config = _start(experiment, name, run_dir)
+    trainer, model, _, _ = _fitted(experiment, config, name, run_dir)
+    result = {"score": float(trainer.best_valid_score), "metric": trainer.valid_metric.lower()}
+    write_json(run_dir / "valid.json", {**result, "epochs": len(trainer.epoch_log), **_training_of(trainer, model)})
+    for weights in run_dir.glob("*.pth*"):
+        weights.unlink()
 
 
 def _start(experiment: Experiment, name: str, run_dir: Path) -> Any:

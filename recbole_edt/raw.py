@@ -17,7 +17,7 @@ import numpy as np
 from recbole_edt import movielens, spill
 from recbole_edt.atomic import TwoDomainData, keep_rows, sanitize
 from recbole_edt.errors import ConfigError, DataError, choice_faults, whole_number_faults
-from recbole_edt.files import is_current, read_json, sha256_of, write_manifest, write_safely
+from recbole_edt.files import is_current, read_json, sha256_of, write_json, write_manifest, write_safely
 from recbole_edt.readers import (
     PER_SECOND,
     Column,
@@ -39,7 +39,7 @@ _ROW_COLUMNS = ("user_id", "item_id", "timestamp", "domain")
 _ITEM_COLUMNS = ("item_id", *TEXTS, "domain")
 _FILE_KEYS = ({"interactions"}, {"interactions", "items"})
 _LATEST = 1e11
-"""Seconds; a later time (the year 5138) is one in a smaller unit."""
+"""Seconds before or after 1970; a later time (the year 5138) is one in a smaller unit."""
 
 
 @dataclass(frozen=True)
@@ -155,7 +155,7 @@ class PrepareConfig:
             found += [f"{key}: {one!r} is not one of {', '.join(known)}" for one in value if one not in known]
             unnamed = {one: name for one, name in value.items() if not _is_name(name)}
             found += [f"{key}.{one}: {name!r} is not the name of a column" for one, name in unnamed.items()]
-        if not found and "domain" in self.columns and "domain" in self.item_columns:
+        if self._maps_domain("columns") and self._maps_domain("item_columns"):
             found.append("columns.domain: the domain of an item is named in one file only; leave one of the two out")
         return found
 
@@ -175,14 +175,21 @@ class PrepareConfig:
         if not self.shared:
             twice = [path for path, n in Counter(paths).items() if n > 1]
             found += [f"files: {path} is named twice; a file belongs to one domain" for path in twice]
-        if "domain" in self.item_columns and not found and not all("items" in files for files in self.files.values()):
+        if found:
+            return found
+        if self._maps_domain("columns") and len({files["interactions"] for files in self.files.values()}) > 1:
+            found.append("columns.domain: needs the same file of interactions under both domains")
+        if self._maps_domain("item_columns") and not all("items" in files for files in self.files.values()):
             found.append("item_columns.domain: needs a file of items for each domain")
         return found
 
     @property
     def shared(self) -> bool:
         """Whether both domains are in the same files, told apart by a column."""
-        return isinstance(self.columns, Mapping) and ("domain" in self.columns or "domain" in self.item_columns)
+        return self._maps_domain("columns") or self._maps_domain("item_columns")
+
+    def _maps_domain(self, key: str) -> bool:
+        return isinstance(getattr(self, key), Mapping) and "domain" in getattr(self, key)
 
 
 def _is_name(value: Any) -> bool:
@@ -231,8 +238,10 @@ def prepare(config: PrepareConfig, folder: Path, name: str, domains: Sequence[st
     try:
         _make(config, folder, outputs)
     except BaseException:  # an interrupt, too
-        if not was_there:
-            with suppress(OSError):  # not made yet, or not empty
+        with suppress(OSError):  # not made yet, or not empty
+            if not any(path.exists() for path in outputs):
+                (folder / MANIFEST).unlink(missing_ok=True)
+            if not was_there:
                 folder.rmdir()
         raise
 
@@ -240,7 +249,9 @@ def prepare(config: PrepareConfig, folder: Path, name: str, domains: Sequence[st
 def _make(config: PrepareConfig, folder: Path, outputs: Sequence[Path]) -> None:
     """Write both files and the manifest."""
     if config.source == "ml-100k":
-        counts = movielens.write_films(*outputs)
+        with write_safely(outputs[0]) as inter, write_safely(outputs[1]) as item:
+            counts = movielens.write_films(inter, item)
+            _claim(folder)
         settings: dict[str, Any] = {"source": config.source}
         write_manifest(folder / MANIFEST, "prepare", source_hash(config), settings, counts, outputs)
         return
@@ -250,7 +261,14 @@ def _make(config: PrepareConfig, folder: Path, outputs: Sequence[Path]) -> None:
     with write_safely(outputs[0]) as inter, write_safely(outputs[1]) as item:
         _write_interactions(inter, rows)
         _write_items(item, rows, item_domain, texts, run.domains)
+        _claim(folder)
     write_manifest(folder / MANIFEST, "prepare", source_hash(config), run.settings(), run.account(rows), outputs)
+
+
+def _claim(folder: Path) -> None:
+    """Say that the files are ours before they are there: what an interrupt leaves may then be made again."""
+    if not (folder / MANIFEST).exists():
+        write_json(folder / MANIFEST, {"stage": "prepare"})
 
 
 def _check_ours(folder: Path, name: str, outputs: Sequence[Path]) -> None:
@@ -308,6 +326,7 @@ class _Preparation:
         self.dropped: Counter[str] = Counter()
         self.counts: dict[str, Any] = {}
         self.stranger = ""  # the first name in a column of domains that is not a domain's
+        self.mine = self._items_of_domains() if "domain" in self.item_columns else None
 
     def settings(self) -> dict[str, Any]:
         """The configuration, and the raw files with what was read of them, for the manifest."""
@@ -345,7 +364,6 @@ class _Preparation:
         """
         name = self.domains[domain]
         tally = self._tally(name, "interactions")
-        mine = self._items_of(name) if "domain" in self.item_columns else None
         again = self.one_file and domain == 1  # what is of neither domain or of no use was counted for A
         for numbers, rows in blocks(tally, list(self.columns.values())):
             if not rows:
@@ -362,7 +380,7 @@ class _Preparation:
                     usable[row] = False
                     problem = f"neither a number nor an ISO 8601 date such as 2014-01-31 in {self.columns['timestamp']}"
                     tally.fault(numbers[row], problem, time)
-            own, foreign = self._belongs(name, values.get("domain"), items, mine)
+            own, foreign = self._belongs(name, values.get("domain"), items)
             self.dropped["of_other_domains"] += 0 if again else int((usable & foreign).sum())
             usable &= own
             timed = usable & ~np.isnan(times)
@@ -382,12 +400,12 @@ class _Preparation:
         self.dropped["unusable"] += 0 if again else tally.bad
 
     def _belongs(
-        self, name: str, named: Sequence[Any] | None, items: Sequence[str], mine: Mapping[str, set[str]] | None
+        self, name: str, named: Sequence[Any] | None, items: Sequence[str]
     ) -> tuple[np.ndarray, np.ndarray]:
-        """``[n]`` bool: rows of the domain, and rows of neither of the two."""
-        if mine is not None:
-            own = [item in mine[name] for item in items]
-            known = [any(item in of for of in mine.values()) for item in items]
+        """``[n]`` bool: rows of the domain, and rows of neither of the two, or of the other in this one's own file."""
+        if self.mine is not None:
+            own = [item in self.mine[name] for item in items]
+            known = [any(item in of for of in self.mine.values()) for item in items] if self.one_file else own
         elif named is not None:
             texts = [str(one).strip() for one in named]
             own, known = [text == name for text in texts], [text in self.domains for text in texts]
@@ -396,24 +414,26 @@ class _Preparation:
             return np.ones(len(items), bool), np.zeros(len(items), bool)
         return np.array(own), ~np.array(known)
 
-    def _items_of(self, name: str) -> dict[str, set[str]]:
+    def _items_of_domains(self) -> dict[str, set[str]]:
         """Items of each domain, where the files of items say of which they are."""
         found: dict[str, set[str]] = {domain: set() for domain in self.domains}
         columns = [self.item_columns["item_id"], self.item_columns["domain"]]
-        for _, rows in blocks(self._tally(name, "items"), columns):
-            texts = [str(domain).strip() for _, domain in rows]
-            self._note_stranger(texts)
-            for item, text in zip(_ids([row[0] for row in rows]), texts, strict=True):
-                found.get(text, set()).add(item)
+        names = {files["items"]: name for name, files in self.config.files.items()}
+        for name in names.values():  # a file that both share is read once
+            for _, rows in blocks(self._tally(name, "items"), columns):
+                texts = [str(domain).strip() for _, domain in rows]
+                self._note_stranger(texts)
+                for item, text in zip(_ids([row[0] for row in rows]), texts, strict=True):
+                    found.get(text, set()).add(item)
         return found
 
     def _note_stranger(self, texts: Sequence[str]) -> None:
         self.stranger = self.stranger or next((text for text in texts if text not in self.domains), "")
 
     def _checked(self, times: np.ndarray, tally: Tally) -> np.ndarray:
-        latest = np.fmax.reduce(times, initial=0)
-        if latest > _LATEST:
-            raise DataError(f"{tally.path}: a time of {latest:.0f} is not in seconds; set prepare.time_unit (ms?)")
+        for time in (np.fmax.reduce(times, initial=0), np.fmin.reduce(times, initial=0)):
+            if abs(time) > _LATEST:
+                raise DataError(f"{tally.path}: a time of {time:.0f} is not in seconds; set prepare.time_unit (ms?)")
         return times
 
     def _in_range(self, times: np.ndarray) -> np.ndarray:
@@ -479,9 +499,8 @@ class _Preparation:
             return {}
         names = {key: column for key, column in self.item_columns.items() if key != "domain"}
         column = names["item_id"]
-        optional = [
-            names[key] for key in TEXTS if self.config.source == "table" and key not in self.config.item_columns
-        ]
+        mapped = self.config.item_columns.values()
+        optional = [names[key] for key in TEXTS if self.config.source != "douban" and names[key] not in mapped]
         found: dict[str, tuple[str, ...]] = {}
         tally = self._tally(name, "items")
         for _, rows in blocks(tally, list(names.values()), _mentions(column, wanted), optional):
@@ -530,12 +549,12 @@ def _number_id(value: Any) -> str:
 def _mentions(column: Column, wanted: Mapping[str, int]) -> Callable[[bytes], bool]:
     """Whether a line of items may describe a wanted one: parsing the others would take most of the time."""
     names = "|".join(map(re.escape, [column] if isinstance(column, str) else column))
-    pattern = re.compile(rf"""["'](?:{names})["']\s*:\s*["']([^"']*)["']""".encode())
-    ids = {item.encode() for item in wanted}
+    # No value is found where one has escapes or is a number: such a line is parsed.
+    pattern = re.compile(rf"""["'](?:{names})["']\s*:\s*(?:"([^"\\]*)"|'([^'\\]*)')?""".encode())
 
     def mentions(line: bytes) -> bool:
-        found = pattern.findall(line)
-        return not found or any(item in ids for item in found)
+        found = [(double or single).decode("utf-8", "replace").strip() for double, single in pattern.findall(line)]
+        return not found or any(not item or item in wanted for item in found)
 
     return mentions
 

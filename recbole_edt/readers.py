@@ -57,9 +57,9 @@ class Tally:
     first: str = ""
     """The first unusable line: its number, what is wrong, how it begins."""
 
-    def fault(self, number: int, problem: str, content: Any) -> None:
-        """Count a line that cannot be used."""
-        self.bad += 1
+    def fault(self, number: int, problem: str, content: Any, n_lines: int = 1) -> None:
+        """Count a line that cannot be used, or several from this one on."""
+        self.bad += n_lines
         if not self.first:
             self.first = f"line {number}: {problem}: {_excerpt(content)}"
 
@@ -87,13 +87,13 @@ def blocks(
         tally: of the file; counts its lines.
         columns: their names in the file.
         wanted: of a JSON line, whether it is worth parsing; others are counted and left out.
-        optional: columns that a table may lack; their values are then None.
+        optional: columns that a file may lack; their values are then None. JSON lacks a column that no line has.
 
     Raises: DataError if the file is missing, damaged, cut off, lacks a column, or has too many unusable lines.
     """
     kind = _kind(tally.path)
     if kind in (".json", ".jsonl"):
-        yield from _json_blocks(tally, columns, wanted)
+        yield from _json_blocks(tally, columns, wanted, optional)
     elif kind == ".parquet":
         yield from _parquet_blocks(tally, columns, optional)
     else:
@@ -108,6 +108,8 @@ def seconds(values: Sequence[Any], unit: str = "s") -> np.ndarray:
     """
     try:
         times = np.array(values, dtype=np.float64)
+        if times.ndim != 1:
+            raise ValueError("lists are no times")
     except (TypeError, ValueError, OverflowError):
         times = np.array([_number(value) for value in values])
         rest = np.flatnonzero(np.isnan(times))
@@ -127,7 +129,7 @@ def is_empty(value: Any) -> bool:
     return value.strip().lower() in _EMPTY if isinstance(value, str) else value is None or value != value
 
 
-_ZONE = re.compile(r"(?:Z|:[\d.,]*[+-]\d\d(?::?\d\d)?)\s*$")
+_ZONE = re.compile(r"(?:Z|\d[T ]\d[^+-]*[+-][\d:]+)\s*$")
 
 
 def _dates(values: Sequence[Any]) -> np.ndarray:
@@ -169,7 +171,7 @@ def _plain(text: str) -> str:
 def _flat(value: Any) -> Iterator[str]:
     if isinstance(value, str):
         yield value
-    elif isinstance(value, (int, float)) and not isinstance(value, bool):
+    elif isinstance(value, (int, float)) and not isinstance(value, bool) and value == value:  # NaN is no text
         yield str(value)
     elif isinstance(value, (list, tuple)):
         for one in value:
@@ -260,26 +262,45 @@ def _lines(path: Path) -> Iterator[list[bytes]]:
 # ---- JSON lines --------------------------------------------------------------------------------------------------
 
 
-def _json_blocks(tally: Tally, columns: Sequence[Column], wanted: Callable[[bytes], bool] | None) -> Iterator[Block]:
+def _json_blocks(
+    tally: Tally, columns: Sequence[Column], wanted: Callable[[bytes], bool] | None, optional: Collection[Column]
+) -> Iterator[Block]:
     values = _getter(columns)
+    unmet = [_names(column) for column in columns if column not in optional]
     for lines in _lines(tally.path):
         numbers, rows = [], []
         for number, line in enumerate(lines, tally.lines + 1):
             if not line.strip():
                 continue
             tally.rows += 1
-            if wanted is not None and not wanted(line):
+            if wanted is not None and not unmet and not wanted(line):
                 continue
             try:
-                row = values(_record(line))
+                record = _record(line)
+                row = values(record)
             except ValueError as error:
                 tally.fault(number, str(error), line)
                 continue
+            if unmet:
+                unmet = [names for names in unmet if not any(name in record for name in names)]
             numbers.append(number)
             rows.append(row)
         tally.lines += len(lines)
         tally.check()
         yield numbers, rows
+    if unmet and tally.rows > tally.bad:
+        raise DataError(
+            f"{tally.path}: no line has {', '.join(map(_either, unmet))}; "
+            "correct prepare.columns or prepare.item_columns"
+        )
+
+
+def _names(column: Column) -> list[str]:
+    return [column] if isinstance(column, str) else list(column)
+
+
+def _either(names: Sequence[str]) -> str:
+    return " or ".join(map(repr, names))
 
 
 def _record(line: bytes) -> dict[str, Any]:
@@ -288,7 +309,7 @@ def _record(line: bytes) -> dict[str, Any]:
     Raises: ValueError saying what is wrong.
     """
     try:
-        text = line.decode("utf-8")
+        text = line.decode("utf-8").removeprefix("\ufeff")
     except UnicodeDecodeError:
         raise ValueError(_NOT_UTF8) from None
     try:
@@ -296,7 +317,8 @@ def _record(line: bytes) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         try:
             record = ast.literal_eval(text.strip())
-        except (ValueError, SyntaxError, RecursionError, MemoryError):
+            str(record)  # a number in hexadecimal may be one that Python refuses to write
+        except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError):
             reason = error.msg if isinstance(error, json.JSONDecodeError) else type(error).__name__
             raise ValueError(f"neither JSON nor a Python literal ({reason})") from None
     if not isinstance(record, dict):
@@ -312,12 +334,17 @@ def _getter(columns: Sequence[Column]) -> Callable[[dict[str, Any]], tuple[Any, 
     plain = [column for column in columns if isinstance(column, str)]
     if len(plain) == len(columns):
         return lambda record: tuple(map(record.get, plain))
-    names = [(column,) if isinstance(column, str) else tuple(column) for column in columns]
+    names = list(map(_names, columns))
 
     def values(record: dict[str, Any]) -> tuple[Any, ...]:
-        return tuple(next((record[name] for name in of if record.get(name)), None) for of in names)
+        return tuple(_first([record.get(name) for name in of]) for of in names)
 
     return values
+
+
+def _first(values: Sequence[Any]) -> Any:
+    """The first that holds any text or number; of one alone that is not asked."""
+    return values[0] if len(values) == 1 else next((one for one in values if any(map(_plain, _flat(one)))), None)
 
 
 # ---- tables ------------------------------------------------------------------------------------------------------
@@ -333,10 +360,10 @@ def _positions(
     found: list[int | None] = []
     missing = []
     for column in columns:
-        names = [column] if isinstance(column, str) else list(column)
+        names = _names(column)
         place = next((header.index(name) for name in names if name in header), None)
         if place is None and column not in optional:
-            missing.append(" or ".join(repr(name) for name in names))
+            missing.append(_either(names))
         found.append(place)
     if missing:
         raise DataError(
@@ -382,7 +409,7 @@ def _delimited_blocks(tally: Tally, columns: Sequence[Column], optional: Collect
         header = [name.strip() for name in next(csv.reader([first], delimiter=separator), [])]
         places = _positions(tally.path, header, columns, optional)
         tally.lines = 1
-        rows = _csv_rows(tally, csv.reader(text, delimiter=separator), len(header))
+        rows = _csv_rows(tally, csv.reader(text, delimiter=separator, strict=True), len(header))
         while block := list(islice(rows, BLOCK_ROWS)):
             values = [tuple(None if place is None else row[place] for place in places) for _, row in block]
             yield [number for number, _ in block], values
@@ -391,16 +418,18 @@ def _delimited_blocks(tally: Tally, columns: Sequence[Column], optional: Collect
 
 
 def _csv_rows(tally: Tally, reader: Any, width: int) -> Iterator[tuple[int, list[str]]]:
-    """Numbered rows of UTF-8 that have as many fields as the header."""
+    """Numbered rows of UTF-8 that have as many fields as the header; an open quote costs all that it took in."""
     while True:
+        before = reader.line_num
         try:
             row = next(reader)
         except StopIteration:
             return
         except csv.Error as error:
             tally.lines = 1 + reader.line_num
-            tally.rows += 1
-            tally.fault(tally.lines, str(error), "")
+            n_lines = max(reader.line_num - before, 1)
+            tally.rows += n_lines
+            tally.fault(2 + before, f"{error}; is a quotation mark opened there and not closed?", "", n_lines)
             continue
         tally.lines = 1 + reader.line_num
         tally.rows += bool(row)
@@ -433,5 +462,5 @@ def _parquet_blocks(tally: Tally, columns: Sequence[Column], optional: Collectio
                 yield numbers, list(zip(*values, strict=True))
     except FileNotFoundError:
         raise DataError(f"{tally.path}: no such file; check the folder and the name") from None
-    except (OSError, pa.ArrowException, UnicodeDecodeError) as error:
+    except (OSError, pa.ArrowException, ValueError, OverflowError) as error:
         raise DataError(f"{tally.path}: no readable Parquet file ({error}); fetch or write it again") from error

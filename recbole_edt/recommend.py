@@ -72,10 +72,11 @@ class Recommender:
             seen: whether items of the history may be recommended.
 
         Returns: columns ``domain``, ``rank`` (from 1), ``item``, ``title``, ``score``.
-        Raises: DataError for an empty history, an unknown item, an unknown domain or ``k`` below 1, and for a model
-            that knows users instead of histories.
+        Raises: DataError for an empty history, an unknown item, an unknown domain or ``k`` that is no whole number
+            above 0, and for a model that knows users instead of histories.
         """
         self._check(k, domain, reads_histories=True)
+        _check_list("history", history)
         unknown = [token for token in history if token not in self.item_id]
         if unknown or not len(history):
             raise DataError(f"history: {f'unknown item {unknown[0]!r}' if unknown else 'it is empty'}")
@@ -89,7 +90,7 @@ class Recommender:
         """Top ``k`` items after each history of a file (``histories.read``), in batches of histories.
 
         Yields: frames of `COLUMNS`.
-        Raises: DataError for an unknown domain or ``k`` below 1, and for a model that knows users alone.
+        Raises: DataError for an unknown domain or a bad ``k``, and for a model that knows users alone.
         """
         self._check(k, domain, reads_histories=True)
         return self._after_histories(histories, k, domain, seen, batch_size)
@@ -125,7 +126,7 @@ class Recommender:
             users: ids of the users that are wanted; None is all. They come in the data set's order.
 
         Yields: frames of `COLUMNS`.
-        Raises: DataError for an unknown domain, unknown users or ``k`` below 1.
+        Raises: DataError for an unknown domain, unknown users or a bad ``k``.
         """
         self._check(k, domain)
         user, count = torch.unique_consecutive(self.dataset.sequences.user, return_counts=True)
@@ -144,6 +145,7 @@ class Recommender:
 
     def _places(self, users: Sequence[str], user: Tensor) -> Tensor:
         """Places in ``user`` (ids, ascending) of the users with these tokens."""
+        _check_list("users", users)
         place = {token: i for i, token in enumerate(self.users[user.numpy()].tolist())}
         if unknown := [token for token in users if token not in place]:
             more = f" and {len(unknown) - 1:,} others" if len(unknown) > 1 else ""
@@ -156,9 +158,9 @@ class Recommender:
                 f"{type(self.model).__name__} reads no history, it scores known users: use all_users(), "
                 "or leave recommend.histories out"
             )
-        if k < 1:
-            raise DataError(f"k: {k} is below 1")
-        if domain is not None and domain not in self._domain:
+        if not isinstance(k, int | np.integer) or isinstance(k, bool) or k < 1:
+            raise DataError(f"k: {k!r} is not a whole number above 0")
+        if domain is not None and domain not in list(self._domain):  # a list has no hash
             raise DataError(f"domain: {domain!r} is not one of {', '.join(self._domain)}")
 
     def _at_once(self, batch_size: int) -> int:
@@ -228,6 +230,11 @@ class Recommender:
         return best.numpy(), best_item.numpy()
 
 
+def _check_list(name: str, tokens: Sequence[str]) -> None:
+    if isinstance(tokens, str):  # a sequence of characters, which may be tokens
+        raise DataError(f"{name}: expected a list such as [{tokens!r}], found the text {tokens!r}")
+
+
 def _block(scores: Tensor | VectorScores, d: int, items: Tensor) -> Tensor:
     """Scores ``[B, n]`` of some items of one domain, which may be written to."""
     if not isinstance(scores, VectorScores):
@@ -276,7 +283,8 @@ def _write_jsonl(path: Path, frames: Iterable[pd.DataFrame]) -> int:
     n_users = 0
     with open(path, "w", encoding="utf-8", newline="") as file:
         for frame in frames:
-            frame.to_json(file, orient="records", lines=True, force_ascii=False)
+            if len(frame):  # else pandas writes an empty line
+                frame.to_json(file, orient="records", lines=True, force_ascii=False)
             n_users += frame["user"].nunique()
     return n_users
 
@@ -295,6 +303,10 @@ def _write_parquet(path: Path, frames: Iterable[pd.DataFrame]) -> int:
     return n_users
 
 
+_HASHES = ("split_hash", "catalogue_hash", "artefacts_hash")
+_NEEDED = ("model", "dataset", "data_path", "domains", "settings", "rows", "sees_generated", *_HASHES)
+
+
 def load(run_dir: str | Path, data_path: str | Path | None = None) -> Recommender:
     """Open a finished run.
 
@@ -306,6 +318,9 @@ def load(run_dir: str | Path, data_path: str | Path | None = None) -> Recommende
     """
     run_dir = Path(run_dir)
     result = read_json(run_dir / "result.json")
+    lacking = [key for key in _NEEDED if key not in result] if isinstance(result, dict) else ["an object"]
+    if lacking:
+        raise DataError(f"{run_dir / 'result.json'}: lacks {', '.join(lacking)}; restore the file or train again")
     name, dataset_name = result["model"], result["dataset"]
     settings = Settings(
         dataset=re.sub(r"-edt(-[0-9a-f]{8})?$", "", dataset_name),
@@ -323,7 +338,7 @@ def load(run_dir: str | Path, data_path: str | Path | None = None) -> Recommende
     dataset = EDTDataset(config)
     source = dataset.source
     now = split_hash(source, leave_one_out(source)), catalogue_hash(source), artefacts_hash(config)
-    if now != tuple(result[key] for key in ("split_hash", "catalogue_hash", "artefacts_hash")):
+    if now != tuple(result[key] for key in _HASHES):
         raise DataError(f"the data in {config['data_path']} have changed since {run_dir} was trained: train again")
     dataset._change_feat_format()
     rows, generated = result["rows"], result["sees_generated"]

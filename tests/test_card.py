@@ -103,6 +103,19 @@ def test_positions_in_place_of_times_are_shown_as_numbers(data):
     assert (found["time"]["first"], found["time"]["last"]) == ("0", "16")
 
 
+def test_a_time_before_the_first_year_is_shown(data):
+    times = np.append(-62_169_984_000.0, data.time[1:])  # 397 days before the first one of the year 1
+    assert figures(replace(data, time=times))["time"]["first"] == "-001-11-30"
+
+
+def test_the_statistics_on_a_card_are_found_again_if_it_is_whole(data, augmented, tmp_path):
+    assert card.recorded(tmp_path) == {}
+    card.write(tmp_path, data, augmented)
+    assert card.recorded(tmp_path) == {"before": statistics(data), "after": statistics(augmented)}
+    (tmp_path / "card.png").unlink()
+    assert card.recorded(tmp_path) == {}
+
+
 MANIFEST = {
     "counts": {
         "dropped": {"unusable": 1, "duplicate": 2, "too_rare": 30},

@@ -11,7 +11,16 @@ from hypothesis import strategies as st
 
 from recbole_edt import files
 from recbole_edt.errors import ConfigError, DataError, EDTError, LLMError
-from recbole_edt.files import is_current, read_json, sha256_of, write_json, write_manifest, write_safely, write_text
+from recbole_edt.files import (
+    alone_in,
+    is_current,
+    read_json,
+    sha256_of,
+    write_json,
+    write_manifest,
+    write_safely,
+    write_text,
+)
 
 
 @pytest.mark.parametrize("error", [ConfigError, DataError, LLMError])
@@ -62,6 +71,23 @@ class TestWriteSafely:
             np.save(temporary, np.arange(3))
         assert np.load(tmp_path / "a.npy").tolist() == [0, 1, 2]
         assert os.listdir(tmp_path) == ["a.npy"]
+
+
+class TestAloneIn:
+    def test_a_second_one_is_refused_until_the_first_is_done_however_it_ends(self, tmp_path):
+        with pytest.raises(OSError, match="of the training itself"), alone_in(tmp_path / "run"):
+            with pytest.raises(DataError, match="run: another process is training"), alone_in(tmp_path / "run"):
+                pass
+            raise OSError("of the training itself")
+        with alone_in(tmp_path / "run"):
+            assert os.listdir(tmp_path / "run") == [".lock"]
+
+    def test_a_file_in_the_place_of_the_folder_or_the_lock_is_a_data_error(self, tmp_path):
+        (tmp_path / "file").write_text("")
+        (tmp_path / "run" / ".lock").mkdir(parents=True)
+        for folder in (tmp_path / "file" / "run", tmp_path / "run"):
+            with pytest.raises(DataError, match="run: cannot be written.*; free space or"), alone_in(folder):
+                pass
 
 
 class TestJson:

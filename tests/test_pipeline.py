@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -211,3 +212,31 @@ def test_two_processes_never_train_into_one_folder(workplace):
     assert pipeline.train_model(experiment, "Pop").name == "Pop"
     with FileLock(run_dir / ".lock"):  # a finished run is read by any number of them
         assert pipeline.train_model(experiment, "Pop").name == "Pop"
+
+
+@pytest.mark.parametrize("kind", ["train", "validate", "on all"])
+def test_a_run_that_another_process_ends_just_before_the_lock_is_read(workplace, monkeypatch, kind):
+    augmented()
+    experiment = pipeline.open_experiment(settings(model="Pop"))
+    run_dir = pipeline.run_directory(experiment, "Pop")
+    path, train = {
+        "train": (run_dir / "result.json", lambda: pipeline.train_model(experiment, "Pop")),
+        "validate": (run_dir / "t" / "valid.json", lambda: pipeline.validate_model(experiment, "Pop", run_dir / "t")),
+        "on all": (run_dir / "all-data" / "result.json", lambda: pipeline.train_on_all(experiment, "Pop")),
+    }[kind]
+    if kind == "on all":
+        pipeline.train_model(experiment, "Pop")
+    alone, written = pipeline.alone_in, []
+
+    @contextmanager
+    def too_late(folder):
+        with monkeypatch.context() as patch:
+            patch.setattr(pipeline, "alone_in", alone)
+            train()  # the other process
+        written.append(path.stat().st_mtime_ns)
+        with alone(folder):
+            yield
+
+    monkeypatch.setattr(pipeline, "alone_in", too_late)
+    assert train()
+    assert written == [path.stat().st_mtime_ns]

@@ -311,6 +311,21 @@ class TestTable:
         assert data.item_fields["title"][0] == "Green Tea"
         assert dropped(tmp_path / "out") == {"of_other_domains": 1}
 
+    def test_one_file_of_purchases_and_a_file_of_products_for_each_domain(self, tmp_path):
+        self.write(tmp_path / "raw")
+        products = (tmp_path / "raw" / "products.csv").read_text().splitlines()
+        files = {}
+        for name in ("food", "kitchen"):
+            own = [line for line in products[1:] if line.endswith(name)]
+            (tmp_path / "raw" / f"{name}_products.csv").write_text("\n".join([products[0], *own]) + "\n")
+            files[name] = {"interactions": "all.csv", "items": f"{name}_products.csv"}
+        config = PrepareConfig("table", str(tmp_path / "raw"), files, self.COLUMNS, {**self.ITEMS, "domain": "shop"})
+        assert rows_of(made(config, tmp_path / "out")) == ALL_ROWS
+        assert dropped(tmp_path / "out") == {"of_other_domains": 1}  # the car
+        config = replace(config, files={**files, "food": {**files["food"], "interactions": "food.csv"}})
+        assert rows_of(made(config, tmp_path / "out")) == ALL_ROWS
+        assert dropped(tmp_path / "out") == {"of_other_domains": 6}  # and five of food in the file of kitchen
+
     def test_own_names_and_seconds_need_no_mapping(self, tmp_path):
         (tmp_path / "a.csv").write_text("user_id,item_id,timestamp\nu,i,1.5\nu,j,3\n")
         (tmp_path / "b.csv").write_text("timestamp,user_id,item_id\n2,u,k\n")
@@ -330,6 +345,29 @@ class TestTable:
         assert made(named, tmp_path / "out").item_fields.iloc[0].to_dict() == {"title": "Tea", "brand": "Acme"}
         with pytest.raises(DataError, match="items.csv: no column 'descr'"):
             made(replace(config, item_columns={"description": "descr"}), tmp_path / "out")
+        with pytest.raises(DataError, match="items.csv: no column 'description'"):
+            made(replace(config, item_columns={"title": "description"}), tmp_path / "out")
+
+    @pytest.mark.parametrize("wrong", [{"title": "naem"}, {"item_id": "skuu"}])
+    def test_a_mapping_that_names_what_no_line_of_json_has_is_refused(self, tmp_path, wrong):
+        for item, day in (("i", 1), ("j", 2)):
+            lines(tmp_path / f"{item}.jsonl", [{"user_id": "u", "item_id": item, "timestamp": day}])
+        lines(tmp_path / "items.jsonl", [{"sku": "z"}, {"sku": "i", "name": "Tea"}])
+        files = {"a": {"interactions": "i.jsonl", "items": "items.jsonl"}, "b": {"interactions": "j.jsonl"}}
+        config = PrepareConfig("table", str(tmp_path), files, item_columns={"item_id": "sku", "title": "name"})
+        assert made(config, tmp_path / "out").item_fields["title"].tolist() == ["Tea", ""]
+        with pytest.raises(DataError, match=f"items.jsonl: no line has '{[*wrong.values()][0]}'; correct prepare"):
+            made(replace(config, item_columns={**config.item_columns, **wrong}), tmp_path / "out")
+
+    @pytest.mark.parametrize("item", ["café", "O'N", 'a"b', "a\\b", "A1 ", "\u00a0A1", "12"])
+    def test_texts_are_found_whatever_the_id_of_the_item_looks_like_in_json(self, tmp_path, item):
+        records = [{"related": [{"item_id": "other"}], "item_id": item, "title": "Tea"}, {"item_id": "x", "title": "X"}]
+        lines(tmp_path / "items.jsonl", records)
+        lines(tmp_path / "a.jsonl", [{"user_id": "u", "item_id": item, "timestamp": 1}])
+        lines(tmp_path / "b.jsonl", [{"user_id": "u", "item_id": "j", "timestamp": 2}])
+        files = {"a": {"interactions": "a.jsonl", "items": "items.jsonl"}, "b": {"interactions": "b.jsonl"}}
+        data = made(PrepareConfig("table", str(tmp_path), files), tmp_path / "out")
+        assert data.items[0] == item.strip() and data.item_fields["title"].tolist() == ["Tea", ""]
 
     def test_milliseconds_taken_for_seconds_are_noticed(self, tmp_path):
         (tmp_path / "a.csv").write_text("user_id,item_id,timestamp\nu,i,1588687728923\n")
@@ -338,6 +376,9 @@ class TestTable:
         with pytest.raises(DataError, match=r"a.csv: a time of 1588687728923 is not in seconds; set prepare.time_unit"):
             made(config, tmp_path / "out")
         assert made(replace(config, time_unit="ms"), tmp_path / "out").time[0] == 1588687728.923
+        (tmp_path / "a.csv").write_text(f"user_id,item_id,timestamp\nu,i,{-(2**63)}\n")  # what NaT is as a number
+        with pytest.raises(DataError, match=r"a.csv: a time of -9223372036854775808 is not in seconds"):
+            made(config, tmp_path / "out")
 
     def test_a_mapping_that_names_a_missing_column_is_refused(self, tmp_path):
         self.write(tmp_path / "raw")
@@ -624,6 +665,33 @@ class TestBadInput:
                 prepare(amazon, tmp_path / "out", "mine")
             assert not (tmp_path / "out").exists()
 
+    @pytest.mark.parametrize("source", ["amazon2018", "ml-100k"])
+    @pytest.mark.parametrize("step", ["write_manifest", "_claim"])
+    def test_an_interrupt_at_the_last_step_does_not_stop_the_same_command(
+        self, amazon, tmp_path, monkeypatch, source, step
+    ):
+        def stop(*_):
+            raise KeyboardInterrupt
+
+        config, out = amazon if source == "amazon2018" else PrepareConfig(source), tmp_path / "out"
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(raw, step, stop)
+            prepare(config, out, "mine")
+        assert out.exists() == (step == "write_manifest") and not is_made(config, out, "mine")
+        prepare(config, out, "mine")
+        assert is_made(config, out, "mine")
+
+    def test_a_name_that_cannot_be_written_leaves_no_manifest_alone(self, amazon, tmp_path, monkeypatch):
+        rename = os.replace
+
+        def full(source, target):
+            if Path(target).name.startswith("mine."):
+                raise OSError(28, "No space left on device")
+            rename(source, target)
+
+        monkeypatch.setattr(os, "replace", full)
+        self.refused(amazon, tmp_path / "out", "mine.item: cannot be written")
+
     def test_a_disk_that_fills_up_leaves_no_data_set(self, tmp_path):
         """With a limit on the size of files the system refuses to write more, as it does when the disk is full."""
         rows = [(f"user{n}", f"item{n % 7}", n) for n in range(5000)]
@@ -686,6 +754,8 @@ class TestConfig:
             ({"source": "table", "columns": {"user": "u"}}, "columns: 'user' is not one of user_id, item_id"),
             ({"source": "table", "item_columns": {"title": 1}}, "item_columns.title: 1 is not the name of a column"),
             ({"source": "table", "columns": {"domain": "d"}, "item_columns": {"domain": "d"}}, "columns.domain: the"),
+            ({"source": "table", "columns": {"domain": "d"}}, "columns.domain: needs the same file of interactions"),
+            ({"source": "table", "item_columns": None}, "item_columns: expected {our name: the file's}, found None"),
             ({"time_unit": "h"}, "time_unit: 'h' is not one of s, ms, us, ns"),
             ({"time_unit": "ms"}, "time_unit: the source amazon2018 has a unit of its own"),
             ({"repeats": "no"}, "repeats: 'no' is not one of first, all"),
@@ -775,11 +845,30 @@ class TestCommand:
     def test_the_card_shows_the_augmented_data_once_there_are_any(self, shops):
         from recbole_edt.cli import run
 
-        options = ["--dataset=shops", "--augment.n_clusters=3", "--profile.n_clusters=3"]
-        assert [run([stage, *options]) for stage in ("prepare", "embed", "augment")] == [0, 0, 0]
-        found = json.loads((shops / "atomic_files" / "shops" / "card.json").read_text())
-        assert found["statistics"]["before"]["interactions"] == 240
-        assert found["statistics"]["after"]["interactions"] > 240
+        with open(shops / "raw" / "food.csv", "a") as file:
+            file.write("new,F1,2024-03-07\n")  # the only one of this user: not with k_core=2
+        options = ["--dataset=shops", "--prepare.k_core=0", "--augment.n_clusters=3", "--profile.n_clusters=3"]
+        path = shops / "atomic_files" / "shops" / "card.json"
+        stages = [["prepare"], ["embed"], ["augment"], ["prepare", "--k_core=2"], ["prepare"], ["augment"]]
+        found = {}
+        for number, stage in enumerate(stages):
+            assert run([*stage, *options]) == 0
+            found[number] = json.loads(path.read_text())["statistics"]
+        assert [one["before"]["interactions"] for one in found.values()] == [241, 241, 241, 240, 241, 241]
+        assert found[2]["after"]["interactions"] > 241 and found[5] == found[2]
+        assert "after" not in found[3] and "after" not in found[4]
+
+    def test_a_stage_that_ended_in_an_error_leaves_the_card_and_its_line_to_the_next(self, shops, capsys):
+        from recbole_edt.cli import run
+
+        with open(shops / "raw" / "food.csv", "a") as file:
+            file.write("u1,F1,\n")
+        assert run(["prepare", "--dataset=shops", "--k_core=500"]) == 1
+        folder = shops / "atomic_files" / "shops"
+        assert (folder / "shops.inter").exists() and not (folder / "card.md").exists()
+        assert run(["prepare", "--dataset=shops"]) == 0
+        assert "shops: dropped of 243 interactions read: 1 without a time" in capsys.readouterr().out
+        assert "| without a time | 1 |" in (folder / "card.md").read_text()
 
     def test_a_fault_ends_it_with_one_sentence_and_leaves_the_old_data_set(self, shops, capsys):
         from recbole_edt.cli import run

@@ -20,10 +20,10 @@ COLUMNS = ("reviewerID", "asin", "unixReviewTime")
 ROWS = [("A1", "B1", 1400000000), ("A2", "B2", None)]
 
 
-def read(path, columns=COLUMNS, share=0.0, wanted=None):
+def read(path, columns=COLUMNS, share=0.0, wanted=None, optional=()):
     tally = Tally(path, share)
-    found = [pair for numbers, rows in blocks(tally, columns, wanted) for pair in zip(numbers, rows, strict=True)]
-    return found, tally
+    parts = blocks(tally, columns, wanted, optional)
+    return [pair for numbers, rows in parts for pair in zip(numbers, rows, strict=True)], tally
 
 
 def rows(path, columns=COLUMNS, **more):
@@ -98,13 +98,35 @@ class TestJsonLines:
 
     def test_of_alternatives_the_first_that_holds_something_counts(self, tmp_path):
         path = tmp_path / "meta.jsonl"
-        path.write_bytes(json_lines([{"description": [], "features": ["warm"]}, {"description": "d", "features": "f"}]))
-        assert rows(path, (("description", "features"),)) == [(["warm"],), ("d",)]
+        empty = [{"description": one, "features": ["warm"]} for one in ([], [""], "<br>", None)]
+        path.write_bytes(json_lines([*empty, {"description": "d", "features": "f"}]))
+        assert rows(path, (("description", "features"),)) == [(["warm"],)] * 4 + [("d",)]
 
     def test_lines_that_are_not_wanted_are_not_parsed(self, tmp_path):
         path = tmp_path / "meta.jsonl"
         path.write_bytes(b"never looked at\n" + json_lines(REVIEWS))
-        assert rows(path, wanted=lambda line: b"A2" in line) == [ROWS[1]]
+        assert rows(path, wanted=lambda line: b"A2" in line, optional=COLUMNS) == [ROWS[1]]
+
+    def test_a_column_that_no_line_has_is_named_even_if_hardly_a_line_is_wanted(self, tmp_path):
+        path = tmp_path / "meta.jsonl"
+        path.write_bytes(json_lines([{"asin": "B1", "titel": "Tea"}, {"asin": "B2", "brand": "Acme"}]))
+        named = r"meta.jsonl: no line has 'title' or 'name', 'price'; correct prepare.columns or prepare.item_columns"
+        columns = ("asin", "brand", ("title", "name"), "price")
+        with pytest.raises(DataError, match=named):
+            read(path, columns, wanted=lambda line: b"B1" in line)
+        assert rows(path, columns, optional=columns[2:], wanted=lambda line: False)[-1] == ("B2", "Acme", None, None)
+
+    def test_a_byte_order_mark_does_not_cost_the_first_record(self, tmp_path):
+        path = tmp_path / "reviews.jsonl"
+        path.write_bytes(b"\xef\xbb\xbf" + json_lines(REVIEWS))
+        assert rows(path) == ROWS
+
+    @pytest.mark.parametrize("line", ["{{'asin': 'B2'}}", "{'asin': 0x" + "f" * 5000 + "}"])
+    def test_literals_that_python_itself_cannot_make_or_write_are_bad_lines(self, tmp_path, line):
+        path = tmp_path / "meta.json"
+        path.write_text("{'asin': 'B1'}\n" + line + "\n")
+        found, tally = read(path, ("asin",), share=0.5)
+        assert found == [(1, ("B1",))] and tally.bad == 1
 
     def test_a_file_without_line_ends_is_refused(self, tmp_path, monkeypatch):
         path = tmp_path / "all.json"
@@ -139,7 +161,7 @@ class TestJsonLines:
         lines = [line.replace(b"\n", b"") for line in lines]
         path = tmp_path_factory.mktemp("any") / "any.json"
         path.write_bytes(b"x" + b"\n".join(lines))  # never mistaken for gzip
-        found, tally = read(path, ("a",), share=1.0)
+        found, tally = read(path, ("a",), share=1.0, optional=("a",))
         blank = sum(not line.strip() for line in lines[1:])
         assert len(found) + tally.bad + blank == max(len(lines), 1)
 
@@ -171,6 +193,23 @@ class TestDelimited:
         assert [row for _, row in found] == [("u1",), ("u4",)]
         assert (tally.bad, tally.lines) == (2, 5)
         assert tally.first == "line 3: 1 fields where the header has 2: ['u2']"
+
+    @pytest.mark.parametrize(
+        ("after", "lost"),
+        [
+            (["u6\ti6"] * 994, 995),  # to the end of the file
+            (["u6\ti6"] * 30_000, 21_845),  # to the end of the longest field there is, of 131,072 characters
+            (['u6\t"ok"', "u7\ti7"], 2),  # to the next quotation mark
+        ],
+    )
+    def test_a_quote_that_is_never_closed_costs_lines_that_are_counted(self, tmp_path, after, lost):
+        path = tmp_path / "a.tsv"
+        lines = [f"u{n}\ti{n}" for n in range(5)] + ['u5\t"12 inch pan', *after]
+        path.write_text("\n".join(["user\titem", *lines]) + "\n")
+        found, tally = read(path, ("user",), share=1.0)
+        assert len(found) + tally.bad == tally.rows == len(lines)
+        assert tally.bad == lost
+        assert tally.first.startswith("line 7: ") and "is a quotation mark opened there and not closed?" in tally.first
 
     def test_lines_that_are_not_utf8_are_counted_and_never_changed(self, tmp_path):
         path = tmp_path / "a.csv"
@@ -224,6 +263,14 @@ class TestParquet:
         with pytest.raises(DataError, match="no column 'sku' .found: 'item', 'user', 'more'"):
             read(path, ("sku",))
 
+    def test_a_time_that_python_has_no_date_for_is_refused(self, tmp_path):
+        pa = pytest.importorskip("pyarrow")
+        import pyarrow.parquet as pq
+
+        pq.write_table(pa.table({"when": pa.array([2**62], pa.timestamp("us"))}), tmp_path / "a.parquet")
+        with pytest.raises(DataError, match="a.parquet: no readable Parquet file"):
+            read(tmp_path / "a.parquet", ("when",))
+
     def test_a_file_that_is_none_is_refused(self, tmp_path):
         pytest.importorskip("pyarrow")
         (tmp_path / "a.parquet").write_text("user,item\n")
@@ -249,6 +296,18 @@ class TestSeconds:
         np.testing.assert_array_equal(seconds([1588687728923, 1.5, None], "ms"), [1588687728.923, 0.0015, np.nan])
         np.testing.assert_array_equal(seconds([float("inf"), float("nan"), "12"]), [np.nan, np.nan, 12])
 
+    @pytest.mark.parametrize("zone", ["T10+02:00", "T10+02", "T100000+0200", " 10-02", "T10:00:00 +02:00", "T10Z"])
+    def test_a_zone_is_that_of_its_own_text_alone(self, zone):
+        ten = "2024-03-01T10:00:00"
+        of_zone = {"+": -7200, "-": 7200, "Z": 0}[next(sign for sign in "+-Z" if sign in zone)]
+        found = seconds([ten, f"2024-03-01{zone}", ten]) - 1709287200
+        assert found.tolist() == [0, of_zone, 0]
+        assert seconds([f"2024-03-01{zone}", " 2024-03-01"])[1] == 1709251200
+
+    @pytest.mark.parametrize("values", [[[2024, 3, 1]] * 2, [[2024, 3], [2024]], [{"y": 1}, ["2024-03-01"]]])
+    def test_lists_and_objects_are_no_times(self, values):
+        np.testing.assert_array_equal(seconds(values), [np.nan, np.nan])
+
     def test_dates_of_parquet_are_read(self):
         from datetime import date, datetime, timezone
 
@@ -271,6 +330,7 @@ class TestTexts:
             (None, ""),
             (True, ""),
             (12, "12"),
+            (float("nan"), ""),
         ],
     )
     def test_are_plain_lines(self, raw, clean):

@@ -120,9 +120,10 @@ def test_the_order_of_the_history_matters_and_its_far_past_does_not(model):
         ([], {}, "history: it is empty"),
         (["f1", "zzz"], {}, "history: unknown item 'zzz'"),
         (["[PAD]"], {}, "history: unknown item"),
-        ("f1", {}, "history: unknown item 'f'"),
+        ("f1", {}, r"history: expected a list such as \['f1'\], found the text 'f1'"),
+        (["f1"], {"domain": ["food"]}, r"domain: \['food'\] is not one of food, kitchen"),
         (["f1"], {"domain": "toys"}, "domain: 'toys' is not one of food, kitchen"),
-        (["f1"], {"k": 0}, "k: 0 is below 1"),
+        *((["f1"], {"k": k}, f"k: {k!r} is not a whole number above 0") for k in (0, 1.5, True, "3", None)),
     ],
 )
 def test_what_cannot_be_answered_is_an_error(model, history, keys, message):
@@ -200,6 +201,8 @@ def test_listed_users_and_one_domain_come_alone(model):
         model.all_users(users=["nobody", "u3", "me"])
     with pytest.raises(DataError, match="domain: 'toys' is not one of food, kitchen"):
         model.all_users(domain="toys")
+    with pytest.raises(DataError, match="users: expected a list"):
+        model.all_users(users="u5")
 
 
 # ---- histories from a file -----------------------------------------------------------------------------------------
@@ -249,8 +252,12 @@ def test_a_file_of_histories_gives_what_each_gives_alone(model, tmp_path, size):
         ("a.csv", "user,item,timestamp\nanna,f1,early\n", "line 2: timestamp 'early' is no number and no ISO"),
         ("a.csv", "user,item,timestamp\na,f1,2024-03-01\na,f2,7\n", "line 3: timestamp '7': all must be numbers"),
         ("a.csv", "user;item\nanna;zzz\n", "line 2: unknown item 'zzz'"),
-        ("a.csv", "user,item\nanna,f1,x\nb,f1\n\nc,f2\n", "line 2: unknown item|no readable CSV|line 4"),
-        ("a.csv", "user,item\nanna,f1\nanna,f2,x\n", "no readable CSV .*line 3"),
+        ("a.csv", "user,item\n\nb,zzz\n", "line 3: unknown item 'zzz'"),
+        ("a.csv", "user,item\nanna,f1\nanna,f2,x\n", "line 3: 3 fields where the header has 2"),
+        ("a.csv", "user,item\nanna,f1,f2\nbob,f2,f1\n", "line 2: 3 fields where .*line 3: 3 fields where"),
+        ("a.csv", 'user,item,note\na,f1,"two\nlines"\na,zzz,""\n', "line 4: unknown item 'zzz'"),
+        ("a.csv", 'user,item\nanna,f1\nbob,"f2\n', "line 3: no readable CSV .*quotation mark opened there and not"),
+        ("a.csv", "user,item\nan\0na,f1\n", r"line 2: user 'an\\x00na' is no id|line 2: no readable CSV .*NUL"),
         ("a.csv", "user,thing\nanna,f1\n", "line 1: no column 'item', only 'user', 'thing'"),
         ("a.csv", "", "the file is empty"),
         ("a.csv", "user,item\n", "no history in it"),
@@ -258,6 +265,7 @@ def test_a_file_of_histories_gives_what_each_gives_alone(model, tmp_path, size):
         ("a.jsonl", '{"user": "a", "history": ["f1"]}\n{"user"\n', "line 2: not JSON"),
         ("a.jsonl", '["f1"]\n', 'line 1: not an object with "user" and "history"'),
         ("a.jsonl", '{"user": true, "history": ["f1"]}\n', "line 1: user True is no id"),
+        ("a.jsonl", '{"user": "\\ud83d", "history": ["f1"]}\n', r"line 1: user '\\ud83d' is no id"),
         ("a.jsonl", '{"user": "a", "history": []}\n', "line 1: history is no list of item ids, or an empty one"),
         ("a.jsonl", '{"user": "a", "history": "f1"}\n', "line 1: history is no list"),
         ("a.jsonl", '{"user": "a", "history": ["f1"]}\n' * 2, "line 2: user 'a' was there before"),
@@ -338,6 +346,8 @@ def test_the_file_for_all_users_is_not_overwritten_by_one_for_some_or_for_new_on
     ("option", "status", "message"),
     [
         ("output=x.xlsx", 2, "recommend.output: 'x.xlsx' is not a file that ends in .csv, .jsonl, .parquet"),
+        ("output=.csv", 2, "recommend.output: '.csv' is not a file that ends in .csv, .jsonl, .parquet"),
+        *((f"{key}=", 2, f"--recommend.{key} is empty; give a value, or") for key in ("users", "histories", "output")),
         ("histories=x.txt", 2, "recommend.histories: 'x.txt' is not a file that ends in .csv, .jsonl"),
         ("users=a,,b", 2, "recommend.users: expected ids such as [u1, u2], or a .txt file, found 'a,,b'"),
         ("train_on_all=maybe", 2, "recommend.train_on_all: 'maybe' is not true or false"),
@@ -365,6 +375,14 @@ def test_known_users_and_new_histories_do_not_go_together():
 
     assert "do not go together" in RecommendConfig(users=[1, "b"], histories="x.csv").faults()[0]
     assert RecommendConfig(users=[1, "b"]).user_list == ["1", "b"] and RecommendConfig(users=[1.5]).faults()
+
+
+def test_json_lines_of_users_who_have_met_every_item_are_no_lines(tmp_path):
+    none = pd.DataFrame(columns=list(COLUMNS))
+    one = pd.DataFrame([["u1", "food", 1, "f1", "tea", 0.5]], columns=list(COLUMNS))
+    assert recommend.write(tmp_path / "out.jsonl", [none, one, none]) == 1
+    (line,) = (tmp_path / "out.jsonl").read_text().splitlines()
+    assert json.loads(line) == one.iloc[0].to_dict()
 
 
 # ---- trained on everything -----------------------------------------------------------------------------------------
@@ -416,6 +434,13 @@ def copy_of(trained: Path, place: Path) -> Path:
 
 def test_a_folder_without_a_finished_run_is_refused(tmp_path):
     with pytest.raises(DataError, match="result.json"):
+        load(tmp_path)
+
+
+@pytest.mark.parametrize("content, lacks", [("{}", "model, dataset, data_path"), ("[]", "an object")])
+def test_a_result_that_was_cut_down_is_refused(tmp_path, content, lacks):
+    (tmp_path / "result.json").write_text(content)
+    with pytest.raises(DataError, match=f"result.json: lacks {lacks}.*; restore the file or train again"):
         load(tmp_path)
 
 
