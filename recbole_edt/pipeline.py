@@ -576,10 +576,11 @@ def chosen_epochs(run_dir: Path) -> dict[str, int]:
     Of equals the last counts, as in RecBole's early stopping. Empty for a model without epochs.
     """
     path, metric = run_dir / "epochs.csv", read_json(run_dir / "result.json")["valid_metric"]
-    if not path.is_file():
+    epochs = pd.read_csv(path) if path.is_file() else pd.DataFrame()
+    if metric not in epochs:
         return {}
     best, found = -np.inf, {}
-    for phase, rows in pd.read_csv(path).dropna(subset=[metric]).groupby("phase", sort=False):
+    for phase, rows in epochs.dropna(subset=[metric]).groupby("phase", sort=False):
         top = rows[metric].max()
         n_epochs = int(rows.loc[rows[metric] == top, "epoch"].iloc[-1]) + 1
         found["finetune_epochs" if phase == "finetune" else "epochs"] = n_epochs if top >= best else 0

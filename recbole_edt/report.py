@@ -317,7 +317,7 @@ def one_sided(first: Sequence[float], second: Sequence[float]) -> float:
     a, b = np.round(np.asarray(first, float), 12), np.round(np.asarray(second, float), 12)
     if min(len(a), len(b)) < 2:
         return float("nan")
-    if not (a.std() or b.std()):
+    if not (np.ptp(a) or np.ptp(b)):  # a standard deviation of equal values need not be 0
         return 0.0 if a[0] > b[0] else 1.0
     moments = (one for sample in (a, b) for one in (sample.mean(), sample.std(ddof=1), len(sample)))
     return float(stats.ttest_ind_from_stats(*moments, equal_var=False, alternative="greater").pvalue)
@@ -669,7 +669,8 @@ def _draw_run(axes: Any, run: ModelResult, column: str, style: Mapping[str, Any]
     starts = np.flatnonzero(phase[1:] != phase[:-1]) + 1
     label: str | None = figures.plain(_marked_names([run])[0])
     # A phase has a loss of its own, so the line is broken between them.
-    for part in np.split(np.arange(len(x)), starts):
+    for whole in np.split(np.arange(len(x)), starts):
+        part = whole[np.isfinite(y[whole])]  # not every epoch is validated
         axes.plot(x[part], y[part], label=label, **{**style, "marker": "." if len(part) == 1 else ""})
         label = None
     for start in starts:

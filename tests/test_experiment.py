@@ -422,6 +422,8 @@ def test_the_one_sided_test_is_small_on_the_side_of_the_better_model():
     assert report.one_sided(b, a) == pytest.approx(1 - 0.000127, abs=1e-6)
     assert report.one_sided(a, a) == pytest.approx(0.5)
     assert report.one_sided([0.2, 0.2], [0.1, 0.1]) == 0 and report.one_sided([0.1, 0.1], [0.1 + 1e-17, 0.1]) == 1
+    assert report.one_sided([0.1] * 3, [0.1] * 3) == 1 and report.one_sided([0.1] * 3, [0.2] * 3) == 1
+    assert report.one_sided([0.2] * 3, [0.1] * 3) == 0
     assert np.isnan(report.one_sided([0.2], [0.1]))
 
 
