@@ -557,10 +557,10 @@ def audited(bench: Bench, rows: Sequence[Row]) -> Outcome:
     tables = []
     for seed in bench.settings.seeds:
         experiment = bench.experiment(rows[0], seed)
-        path = pipeline.run_directory(experiment, "LLMEDT") / "audit.csv"
-        if not path.is_file():
+        run_dir = pipeline.run_directory(experiment, "LLMEDT")
+        if not audit.is_current(run_dir, experiment.settings):
             audit.audit(experiment.settings, bench.say)
-        tables.append(pd.read_csv(path).assign(seed=seed))
+        tables.append(pd.read_csv(run_dir / "audit.csv").assign(seed=seed))
     every = pd.concat(tables, ignore_index=True)
     domains = list(every["domain"].unique())
     columns = [Column("protocol"), Column("inserted targets", decimals=1, form="percent")]

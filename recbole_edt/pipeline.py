@@ -300,6 +300,13 @@ def _differing(settings: Settings, stage: str, manifest: Mapping[str, Any], grou
     return [key if key.startswith("llm") else f"{stage}.{key}" for key in keys]
 
 
+def augmented_with(settings: Settings) -> augment.AugmentConfig:
+    """What the augmented rows were made with; where someone else's program made them, what is given now."""
+    made = stage_manifests(settings)["augment"].get("config", {})
+    known = {key: value for key, value in made.items() if hasattr(settings.augment, key)}
+    return dataclasses.replace(settings.augment, **known)
+
+
 def with_text(settings: Settings, table: embeddings.EmbeddingTable) -> atomic.TwoDomainData:
     """The raw data set, without the items that ``embed.missing_text`` drops."""
     data = read(settings)
