@@ -25,7 +25,7 @@ from recbole_edt import compat
 from recbole_edt.augment import AugmentConfig
 from recbole_edt.embeddings import EMBEDDERS, ENDPOINT
 from recbole_edt.errors import ConfigError, choice_faults
-from recbole_edt.evaluation import METRICS
+from recbole_edt.evaluation import METRICS, OVERALL
 from recbole_edt.llm import LLMConfig
 from recbole_edt.methods import DEFAULT, METHODS
 from recbole_edt.profiles import PIPELINES, SRA, ProfileConfig
@@ -562,6 +562,8 @@ def _check_own(kwargs: dict[str, Any], fault: Fault) -> None:
         fault("candidates", f"candidates: {candidates!r} is not one of domain, all, sampled-N")
     domains = kwargs.get("domains")
     if domains is not None:
+        if OVERALL in _as_list(domains):
+            fault("domains", f"domains: {OVERALL!r} is the name for all users in every table; give the domain another")
         if isinstance(domains, list | tuple) and len(set(map(str, domains))) == 2 == len(domains):
             kwargs["domains"] = tuple(map(str, domains))
         else:
