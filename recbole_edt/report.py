@@ -145,11 +145,15 @@ def print_result(table: ResultTable, subtitle: str = "", file: IO[str] | None = 
 
 def what_was_ranked(ranks: pd.DataFrame) -> str:
     """Users and candidates of a rank table in words."""
-    mode = str(ranks.attrs.get("candidates", "unknown"))
+    return f"{len(ranks):,} users, candidates: {candidates_in_words(str(ranks.attrs.get('candidates', 'unknown')))}"
+
+
+def candidates_in_words(mode: str) -> str:
+    """Who competes with the target, of a value of the key ``candidates``."""
     words = {"domain": "all real items of the target's domain", "all": "all real items of both domains"}
     if mode.startswith("sampled-"):
-        words[mode] = f"{mode.removeprefix('sampled-')} stored negatives of the target's domain"
-    return f"{len(ranks):,} users, candidates: {words.get(mode, mode)}"
+        return f"{mode.removeprefix('sampled-')} stored negatives of the target's domain"
+    return words.get(mode, mode)
 
 
 def group_table(runs: Sequence[ModelResult], metric: str = "ndcg@10") -> pd.DataFrame:
