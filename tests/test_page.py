@@ -19,6 +19,7 @@ from recbole_edt.cli import parse, run
 from recbole_edt.errors import DataError
 from recbole_edt.figures import new, save
 from recbole_edt.tables import Column, ResultTable, read
+from recbole_edt.writer import llm_identity
 
 OPTIONS = {**QUICK, "epochs": 2, "finetune_epochs": 1}
 TINY = ["--dataset=tiny", *(f"--{key}={value}" for key, value in OPTIONS.items())]
@@ -178,6 +179,17 @@ def test_a_variant_with_rows_of_its_own_has_a_command_that_names_its_folder(work
     assert data["augment.tau"] == 0 and page.command_of(few)[0] == "python run_edt.py ablate"
     for one in runs:
         assert folder_named_by(page.command_of(one, data)) == one.folder
+
+
+def test_the_data_of_a_language_model_have_its_keys_and_no_hash_of_its_prompts(there, tmp_path):
+    shutil.copytree(there / "atomic_files", tmp_path / "atomic_files")
+    path = tmp_path / "atomic_files/tiny-edt/augment.json"
+    manifest = json.loads(path.read_text())
+    own = config.load("tiny", [], {"data_path": str(tmp_path / "atomic_files"), "llm.model": "small"})
+    manifest["config"] |= {"generator": "llm", "llm": llm_identity(own)}
+    path.write_text(json.dumps(manifest))
+    wanted = {"augment.generator": "llm", "augment.n_clusters": 3, "llm.model": "small"}
+    assert page.data_keys(own)["augment"] == wanted
 
 
 def test_the_embedder_that_is_named_is_that_of_the_data(there, tmp_path, monkeypatch):
