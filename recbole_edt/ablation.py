@@ -19,7 +19,7 @@ import pandas as pd
 from recbole_edt import config, pipeline, report
 from recbole_edt.config import GROUPS, OWN, Settings
 from recbole_edt.costs import Usage
-from recbole_edt.errors import ConfigError, DataError
+from recbole_edt.errors import ConfigError, TooFewItems
 from recbole_edt.evaluation import TOPK, domain_metrics
 from recbole_edt.files import library_versions, sha256_of, write_safely, write_text
 from recbole_edt.methods import METHODS
@@ -50,7 +50,7 @@ def variants_of(settings: Settings) -> dict[str, dict[str, Any]]:
         return first | known if method else dict(known)
     if isinstance(wanted, str):
         wanted = [name.strip() for name in wanted.split(",")]
-    if isinstance(wanted, list):
+    if isinstance(wanted, list) and all(isinstance(name, str) for name in wanted):
         wanted = dict.fromkeys(wanted)
     if not isinstance(wanted, Mapping) or not wanted:
         raise ConfigError(f"variants: expected names such as 'w/o DFT', or names with keys, found {wanted!r}")
@@ -94,7 +94,10 @@ def settings_of(settings: Settings, name: str, keys: Mapping[str, Any], seed: in
         own[key if group in GROUPS else f"model_settings.{settings.model}.{key}"] = value
     chosen = config.with_keys(settings, own, f"variant {name!r}")
     data = [[asdict(one.augment), asdict(one.profile), llm_identity(one)] for one in (settings, chosen)]
-    return chosen if data[0] == data[1] else replace(chosen, data_variant=sha256_of(data[1])[:8])
+    if data[0] == data[1]:
+        return chosen
+    # No other model reads rows or profiles of a variant's own, so profiles of its kind are enough.
+    return replace(chosen, data_variant=sha256_of(data[1])[:8], pipelines=(chosen.profile.pipeline,))
 
 
 def check(settings: Settings) -> None:
@@ -176,7 +179,7 @@ def ranked(
         return own
     try:
         pipeline.under(experiment, SAMPLED)
-    except DataError:
+    except TooFewItems:
         return own
     return {**own, SAMPLED: pipeline.ranks_under(experiment, model, SAMPLED)}
 

@@ -17,6 +17,7 @@ import numpy as np
 import pandas as pd
 
 from recbole_edt.errors import DataError
+from recbole_edt.evaluation import OVERALL
 from recbole_edt.files import read_bytes, write_text
 
 _NOT_SEPARATORS = bytes(set(range(256)) - set(b"\t\n"))
@@ -345,6 +346,9 @@ def _domain_names(path: Path, domain: pd.Series, wanted: Sequence[str] | None) -
         listed = ", ".join(map(_shown, found[:10])) + (", ..." if len(found) > 10 else "")
         problem = f"{len(found)} domain(s) found ({listed}), exactly two are needed"
         raise _fault(path, f"{problem}; correct the names or keep the items of two domains", column="domain")
+    if OVERALL in found:
+        problem = f"a domain is called {_shown(OVERALL)}, which is the name for all users in every table"
+        raise _fault(path, f"{problem}; give it another name", column="domain")
     if wanted is not None and sorted(wanted) != sorted(found):
         asked = ", ".join(map(_shown, wanted))
         problem = f"the domains are {_shown(found[0])} and {_shown(found[1])}, asked for: {asked}"

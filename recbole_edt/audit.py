@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -26,7 +27,7 @@ from recbole_edt.dataset import EDTDataset, Sequences, eval_loader
 from recbole_edt.embeddings import EmbeddingTable
 from recbole_edt.errors import ConfigError, DataError
 from recbole_edt.evaluation import TOPK, RankCollector, domain_metrics, per_user
-from recbole_edt.files import write_safely, write_text
+from recbole_edt.files import sha256_of, write_safely, write_text
 from recbole_edt.model import LLMEDT
 from recbole_edt.split import TEST
 from recbole_edt.tables import Column, ResultTable, code
@@ -84,7 +85,7 @@ def audit(settings: Settings, say: pipeline.Say) -> None:
         ranks = trainer.evaluator.ranks
         new = inserted[ranks["user"].to_numpy()] if protocol.split_after else np.zeros(len(ranks), bool)
         rows += _rows(protocol, ranks, new)
-    table = pd.DataFrame(rows)
+    table = pd.DataFrame(rows).assign(augmented_with=made_with(settings))
     with write_safely(run_dir / "audit.csv") as temporary:
         table.to_csv(temporary, index=False, lineterminator="\n")
     title = f"{LABEL}: {settings.dataset}, {run_dir.name}, test targets, same weights in every row"
@@ -94,20 +95,32 @@ def audit(settings: Settings, say: pipeline.Say) -> None:
     say(f"audit: {run_dir / 'audit.md'}")
 
 
+def made_with(settings: Settings) -> str:
+    """Hash of the settings of the augmented rows, which stands in ``audit.csv``."""
+    return sha256_of(asdict(pipeline.augmented_with(settings)))[:8]
+
+
+def is_current(run_dir: Path, settings: Settings) -> bool:
+    """Whether there is an ``audit.csv``, and it augmented as the rows were made; an older one does not say."""
+    path = run_dir / "audit.csv"
+    table = pd.read_csv(path, dtype={"augmented_with": str}) if path.is_file() else pd.DataFrame()
+    return "augmented_with" in table and bool((table["augmented_with"] == made_with(settings)).all())
+
+
 # ---- the split after augmentation --------------------------------------------------------------------------------
 
 
 def split_after_augmenting(part: EDTDataset, experiment: pipeline.Experiment) -> tuple[EDTDataset, np.ndarray]:
     """Test targets as if augmentation came before the split: it has read all rows, and inserted ones count as raw.
 
-    Items come from the offline generator whatever the settings say, so that no language model is asked again and
-    every item is one that the model knows.
+    It augments as the run's own rows were, whatever options are given now. Items come from the offline generator
+    though, so that no language model is asked again and every item is one that the model knows.
 
     Returns: the part, and by user id whether the user's target is an inserted row.
     """
     settings = experiment.settings
     table = EmbeddingTable.load(pipeline.augmented_vectors(settings))
-    data = augmented_with_held_out_rows(part.source, table, settings.augment)
+    data = augmented_with_held_out_rows(part.source, table, pipeline.augmented_with(settings))
     user = torch.from_numpy(part.token2id(part.uid_field, data.users[data.user]))
     item = torch.from_numpy(part.token2id(part.iid_field, data.items[data.item]))
     nothing = torch.zeros(len(item), dtype=torch.bool)

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from recbole_edt.errors import DataError
+from recbole_edt.errors import DataError, TooFewItems
 from recbole_edt.files import read_json, sha256_of, write_json, write_safely
 
 # Far above any pool, so that the remainder of a random integer is uniform to within 1e-13.
@@ -142,7 +142,7 @@ class CandidateTable:
             n: how many per user.
             seed: of the draw.
 
-        Raises: DataError if a user has fewer than ``n`` items left, or a pool is empty or repeats an item.
+        Raises: TooFewItems if a user has fewer than ``n`` items left, DataError if a pool is empty or repeats an item.
         """
         _check_pools(pools)
         user, domain = np.asarray(user, dtype=np.int64), np.asarray(domain, dtype=np.int64)
@@ -222,7 +222,7 @@ def _check_enough(user: np.ndarray, n_allowed: Tensor, n: int) -> None:
     short = (n_allowed < n).numpy()
     if short.any():
         fewest = int(n_allowed.min())
-        raise DataError(
+        raise TooFewItems(
             f"cannot draw {n} candidates for {int(short.sum())} users (the first: user id {user[short][0]}): "
             f"without a user's own items as few as {fewest} items of the target's domain are left; "
             "use at most that many, or rank all items of the domain (`candidates: domain`)"

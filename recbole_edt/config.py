@@ -25,7 +25,7 @@ from recbole_edt import compat
 from recbole_edt.augment import AugmentConfig
 from recbole_edt.embeddings import EMBEDDERS, ENDPOINT
 from recbole_edt.errors import ConfigError, choice_faults
-from recbole_edt.evaluation import METRICS
+from recbole_edt.evaluation import METRICS, OVERALL
 from recbole_edt.llm import LLMConfig
 from recbole_edt.methods import DEFAULT, METHODS
 from recbole_edt.profiles import PIPELINES, SRA, ProfileConfig
@@ -221,7 +221,7 @@ class TuneConfig:
             found.append(f"space: {self.space!r} is not default, paper or the path of a YAML file")
         if not _is_whole(self.seed) or self.seed < 0:
             found.append(f"seed: {self.seed!r} is not a whole number of at least 0")
-        if self.tuned is not None and (not isinstance(self.tuned, list) or not all(map(_is_model, self.tuned))):
+        if self.tuned is not None and (not isinstance(self.tuned, list) or not all(map(is_model, self.tuned))):
             found.append(f"tuned: {self.tuned!r} is not a list of models")
         return found
 
@@ -562,6 +562,8 @@ def _check_own(kwargs: dict[str, Any], fault: Fault) -> None:
         fault("candidates", f"candidates: {candidates!r} is not one of domain, all, sampled-N")
     domains = kwargs.get("domains")
     if domains is not None:
+        if OVERALL in _as_list(domains):
+            fault("domains", f"domains: {OVERALL!r} is the name for all users in every table; give the domain another")
         if isinstance(domains, list | tuple) and len(set(map(str, domains))) == 2 == len(domains):
             kwargs["domains"] = tuple(map(str, domains))
         else:
@@ -596,12 +598,12 @@ def _check_models(kwargs: dict[str, Any], fault: Fault) -> None:
         _check_model_name(f"model_settings.{model}", model, fault)
         if not isinstance(values, Mapping | None):
             fault(f"model_settings.{model}", f"model_settings.{model}: expected keys below it, found {values!r}")
-    kwargs["models"] = tuple(model for model in models if _is_model(model))
+    kwargs["models"] = tuple(model for model in models if is_model(model))
     kwargs["model_settings"] = {m: dict(v or {}) for m, v in own.items() if isinstance(v, Mapping | None)}
 
 
 def _check_model_name(key: str, model: Any, fault: Fault) -> None:
-    if not _is_model(model):
+    if not is_model(model):
         fault(key, f"{key}: unknown model '{model}'{near_model(model)}")
 
 
@@ -781,12 +783,26 @@ def _defaults(model: str) -> dict[str, Any]:
     if model in METHODS:
         backbones = [_defaults(backbone) for backbone in BACKBONES]
         return {key: value for one in [*backbones, METHODS[model].defaults()] for key, value in one.items()}
-    path = _properties() / "model" / f"{model}.yaml"
-    values = read_file(path) if path.is_file() else {}
+    values = _written(model)
     if model in BACKBONES:
         return values
     # Elsewhere RecBole writes 1 for 1.0.
     return {key: float(value) if _is_whole(value) else value for key, value in values.items()}
+
+
+def _written(model: str) -> dict[str, Any]:
+    """RecBole's property file of one of its models."""
+    path = _properties() / "model" / f"{model}.yaml"
+    return read_file(path) if path.is_file() else {}
+
+
+def default_of(model: str, key: str) -> Any:
+    """The default of a key as its group, RecBole or a method writes it; None if there is none."""
+    group, _, name = key.partition(".")
+    if group in GROUPS:
+        return getattr(GROUPS[group](), name)
+    own = _defaults(model) if model in METHODS else _written(model)
+    return {**read_file(_properties() / "overall.yaml"), **RUN_DEFAULTS, **own}.get(key)
 
 
 def defaults_of(model: str, backbone: str = "") -> dict[str, Any]:
@@ -810,13 +826,14 @@ def _examples(models: Iterable[Any]) -> dict[str, list[Any]]:
     general = {key: value for one in [free, *files, RUN_DEFAULTS] for key, value in one.items()}
     general["use_generated"] = True
     found: dict[str, list[Any]] = {}
-    for one in [general, *map(_defaults, dict.fromkeys(filter(_is_model, models)))]:
+    for one in [general, *map(_defaults, dict.fromkeys(filter(is_model, models)))]:
         for key, value in one.items():
             found.setdefault(key, []).append(value)
     return found
 
 
-def _is_model(name: Any) -> bool:
+def is_model(name: Any) -> bool:
+    """Whether RecBole or this library has a model of this name."""
     return isinstance(name, str) and name in _model_names()
 
 

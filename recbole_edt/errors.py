@@ -18,6 +18,10 @@ class DataError(EDTError):
     """A file or table is missing, damaged, unreadable, or does not fit the others."""
 
 
+class TooFewItems(DataError):
+    """A domain has fewer items than candidates are to be drawn of it."""
+
+
 class LLMError(EDTError):
     """A language model could not be reached, refused, or answered with something unusable."""
 

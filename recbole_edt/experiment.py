@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -166,11 +167,10 @@ class Bench:
         models = list(dict.fromkeys(row.model for row in rows))
         seeds = ", ".join(map(str, self.settings.seeds))
         base = self.laboratory.base
-        ranked = {"domain": "all real items of the target's domain", "all": "all real items of both domains"}
-        words = ranked.get(candidates, f"{candidates.removeprefix('sampled-')} stored negatives of the target's domain")
         return (
             f"Mean ± standard deviation over seeds {seeds}; test targets, leave-one-out (split {base.split_hash[:8]}), "
-            f"candidates: {words}. {self.written(rows)}. {config.budget_note(self.settings, models)}"
+            f"candidates: {report.candidates_in_words(candidates)}. {self.written(rows)}. "
+            f"{config.budget_note(self.settings, models)}"
         )
 
     def titled(self, title: str) -> str:
@@ -213,7 +213,11 @@ def variants(settings: Settings) -> list[Row]:
 def thresholds(settings: Settings) -> list[Row]:
     """Tau as given among the paper's cosines, or among quantiles where a quantile is given."""
     tau = settings.augment.tau
-    values = sorted({*QUANTILES, tau}) if isinstance(tau, str) else sorted({*THRESHOLDS, float(tau)})
+    if isinstance(tau, str):  # q0.5 is q0.50
+        others = [one for one in QUANTILES if float(one[1:]) != float(tau[1:])]
+        values: list[Any] = sorted([*others, tau], key=lambda one: float(one[1:]))
+    else:
+        values = sorted({*THRESHOLDS, float(tau)})
     return [Row(f"tau {one}", "LLMEDT", {} if one == tau else {"augment.tau": one}) for one in values]
 
 
@@ -227,7 +231,9 @@ def cluster_numbers(settings: Settings) -> list[Row]:
 def alphas(settings: Settings) -> list[Row]:
     """The weight of the alignment, the given one among the paper's."""
     given = float(config.model_values(settings, "LLMEDT").get("alpha", 0.7))
-    return [Row(f"alpha {one:g}", "LLMEDT", {} if one == given else {"alpha": one}) for one in sorted({*ALPHAS, given})]
+    others = [one for one in ALPHAS if f"{one:g}" != f"{given:g}"]  # a search gives 0.30000000000000004 for 0.3
+    values = sorted([*others, given])
+    return [Row(f"alpha {one:g}", "LLMEDT", {} if one == given else {"alpha": one}) for one in values]
 
 
 def shares(settings: Settings) -> list[Row]:
@@ -416,7 +422,7 @@ def table7(bench: Bench, rows: Sequence[Row]) -> Outcome:
 
 def _by_ratio(bench: Bench, runs: Sequence[report.ModelResult], candidates: str, ending: str) -> ResultTable:
     """Metrics of users by their own domain ratio, over raw training rows."""
-    data = pipeline.read(bench.settings)
+    data = before_augmentation(bench)
     ratio = pd.Series(domain_ratio(training_rows(data)), index=data.users)
     names = [*data.domains, OVERALL]
     columns = [Column("users with"), Column("users")]
@@ -523,9 +529,10 @@ def figure6(bench: Bench, rows: Sequence[Row]) -> Outcome:
     columns = [Column("model"), Column("parameters"), Column("time to rank (ms per user)", decimals=3, best="min")]
     columns += [Column("time to train (s)", decimals=0), Column("device")]
     keys = ["model", "parameters", "ms_per_user", "train_seconds", "device"]
+    candidates = report.candidates_in_words(bench.settings.candidates)
     note = (
-        f"Seed {seed}. Time: all test users, every real item of the domain scored and the target ranked, the "
-        f"fastest of {N_TIMED} passes. Parameters without fixed text vectors. The paper's figure 6 prints no numbers."
+        f"Seed {seed}. Time: all test users, each target ranked among its candidates ({candidates}), the fastest of "
+        f"{N_TIMED} passes. Parameters without fixed text vectors. The paper's figure 6 prints no numbers."
     )
     rows_of = [tuple(one[key] for key in keys) for one in found]
     table = ResultTable("figure6", bench.titled("Parameters and inference time"), columns, rows_of, note)
@@ -557,10 +564,10 @@ def audited(bench: Bench, rows: Sequence[Row]) -> Outcome:
     tables = []
     for seed in bench.settings.seeds:
         experiment = bench.experiment(rows[0], seed)
-        path = pipeline.run_directory(experiment, "LLMEDT") / "audit.csv"
-        if not path.is_file():
+        run_dir = pipeline.run_directory(experiment, "LLMEDT")
+        if not audit.is_current(run_dir, experiment.settings):
             audit.audit(experiment.settings, bench.say)
-        tables.append(pd.read_csv(path).assign(seed=seed))
+        tables.append(pd.read_csv(run_dir / "audit.csv").assign(seed=seed))
     every = pd.concat(tables, ignore_index=True)
     domains = list(every["domain"].unique())
     columns = [Column("protocol"), Column("inserted targets", decimals=1, form="percent")]
@@ -590,9 +597,15 @@ def _counts(bench: Bench, row: Row) -> dict[str, Any]:
     return read_json(pipeline.augmented_folder(own) / "augment.json")["counts"]
 
 
+def before_augmentation(bench: Bench) -> atomic.TwoDomainData:
+    """The raw data set that was augmented: without the items that ``embed.missing_text`` drops."""
+    table = embeddings.EmbeddingTable.load(pipeline.item_vectors(bench.settings))
+    return pipeline.with_text(bench.settings, table)
+
+
 def table1(bench: Bench, rows: Sequence[Row]) -> Outcome:
     """Users, items and mean length, before and after augmentation."""
-    before, after = pipeline.read(bench.settings), pipeline.read_augmented(bench.settings)
+    before, after = before_augmentation(bench), pipeline.read_augmented(bench.settings)
     columns = [Column("domain")]
     columns += [Column(name, when) for when in ("before", "after") for name in ("users", "items")]
     counts = zip(_domain_counts(before), _domain_counts(after), strict=True)
@@ -668,7 +681,7 @@ def cosines(first: embeddings.EmbeddingTable, second: embeddings.EmbeddingTable,
 
 def figure1(bench: Bench, rows: Sequence[Row]) -> Outcome:
     """How many users have which domain ratio, before and after augmentation."""
-    data = pipeline.read(bench.settings), pipeline.read_augmented(bench.settings)
+    data = before_augmentation(bench), pipeline.read_augmented(bench.settings)
     before, after = map(card.ratio_histogram, data)
     counts = {"before": before["users_by_tenth"], "after": after["users_by_tenth"]}
     drawn = pd.DataFrame({"domain ratio": [f"{name}%" for name in card.bin_names()], **counts})
@@ -841,6 +854,7 @@ def experiment(settings: Settings, say: pipeline.Say, name: str) -> None:
     rows = chosen_rows(settings, name, say)
     check(settings, [row for several in rows.values() for row in several])
     bench = Bench(settings, [row.model for several in rows.values() for row in several] or ["LLMEDT"], say)
+    rows = fitting(bench, rows)
     for study, own in rows.items():
         bench.start()
         outcome = STUDIES[study].make(bench, own)
@@ -857,11 +871,47 @@ def chosen_rows(settings: Settings, name: str, say: pipeline.Say) -> dict[str, l
     for study in STUDIES if name == ALL else (name,):
         try:
             rows[study] = STUDIES[study].rows(settings)
+            _check_names(study, rows[study])
         except ConfigError as error:
             if name != ALL:
                 raise
+            rows.pop(study, None)
             say(f"note: {study} is left out: {error}")
     return rows
+
+
+def _check_names(study: str, rows: Sequence[Row]) -> None:
+    """Raises: ConfigError for a name that two rows of a study have."""
+    names = [row.name for row in rows]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise ConfigError(f"{study}: two rows are called {', '.join(twice)}; give each a name of its own")
+
+
+def fitting(bench: Bench, rows: Mapping[str, Sequence[Row]]) -> dict[str, list[Row]]:
+    """Rows by study without those of table 5 that want more clusters than a domain has items, which is said.
+
+    Raises: ConfigError listing the faults of all other rows, before anything is trained.
+    """
+    found, faults = {}, []
+    for study, several in rows.items():
+        wrong = {row.name: fault for row in several if (fault := _too_many_clusters(bench, row))}
+        found[study] = [row for row in several if row.name not in wrong]
+        if study == "table5":
+            for name, fault in wrong.items():
+                bench.say(f"note: {study}: {name} is left out: {fault}")
+        else:
+            faults += [f"{study}: {name}: {fault}" for name, fault in wrong.items()]
+    if faults:
+        raise ConfigError("\n".join(faults))
+    return found
+
+
+def _too_many_clusters(bench: Bench, row: Row) -> str:
+    try:
+        pipeline._check_clusters(bench.own(row, bench.settings.seeds[0]), bench.laboratory.base.dataset.source)
+    except ConfigError as error:
+        return str(error)
+    return ""
 
 
 def check(settings: Settings, rows: Sequence[Row]) -> None:
@@ -882,7 +932,7 @@ def command_of(settings: Settings, name: str, study: str) -> str:
 
 
 def write(outcome: Outcome, folder: Path, bench: Bench, command: str) -> None:
-    """Tables, figure, the numbers drawn, and the runs behind them."""
+    """Tables, figure, the numbers drawn, and the runs behind them; what an earlier call left besides goes."""
     for stem, table in outcome.tables.items():
         replace(table, command=command).save(folder, stem)
     if outcome.figure is not None:
@@ -893,3 +943,8 @@ def write(outcome: Outcome, folder: Path, bench: Bench, command: str) -> None:
         if frame is not None:
             with write_safely(folder / name) as temporary:
                 frame.to_csv(temporary, index=False, lineterminator="\n")
+    written = {*outcome.tables, *(["figure"] if outcome.figure is not None else [])}
+    for path in folder.iterdir():
+        ours = re.fullmatch(r"(table|tests|figure)(-.*)?\.(json|md|csv|tex|png|pdf)", path.name)
+        if ours and path.stem not in written:
+            path.unlink()

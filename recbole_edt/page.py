@@ -19,7 +19,7 @@ from urllib.parse import quote
 import numpy as np
 import yaml
 
-from recbole_edt import figures, pipeline, raw, report
+from recbole_edt import config, figures, pipeline, raw, report
 from recbole_edt.config import GROUPS, Settings, defaults_of
 from recbole_edt.errors import DataError
 from recbole_edt.evaluation import OVERALL, domains_of, per_user
@@ -156,9 +156,9 @@ def _read_run(folder: Path) -> Run:
     shown = pipeline.read_result(folder)
     result, path = read_json(folder / "result.json"), folder / "config.yaml"
     given = (yaml.safe_load(read_bytes(path)) or {}) if path.is_file() else {}
-    config = {**defaults_of(result["model"], given.get("backbone", "")), **given}
-    shown = replace(shown, max_epochs=config.get("epochs"))
-    return Run(folder, result, {key: value for key, value in config.items() if key not in _RECBOLES_OWN}, shown)
+    values = {**defaults_of(result["model"], given.get("backbone", "")), **given}
+    shown = replace(shown, max_epochs=values.get("epochs"))
+    return Run(folder, result, {key: value for key, value in values.items() if key not in _RECBOLES_OWN}, shown)
 
 
 def _told_apart(runs: Sequence[Run]) -> list[Run]:
@@ -176,14 +176,21 @@ def _told_apart(runs: Sequence[Run]) -> list[Run]:
     return [replace(run, shown=replace(run.shown, name=name)) for run, name in zip(runs, names, strict=True)]
 
 
+READ = {"rows": "dataset", "artefacts": "artefacts_hash"}
+"""What a run read beside its settings, by its key in ``result.json``: the data set, and a hash of inserted rows,
+vectors and profiles, which several augmentations of one data set may have changed."""
+
+
 def _value(run: Run, key: str) -> Any:
-    """A setting, or ``rows``: the data set, whose rows an ablation may have changed."""
-    return run.result["dataset"] if key == "rows" else run.config.get(key)
+    """A setting, or one of `READ`."""
+    if key == "artefacts":
+        return run.result.get(READ[key], "")[:8] or None
+    return run.result[READ[key]] if key in READ else run.config.get(key)
 
 
 def _differing(runs: Sequence[Run]) -> list[str]:
     """Keys whose values are not the same in all runs."""
-    keys = [*sorted({key for run in runs for key in run.config}), "rows"]
+    keys = [*sorted({key for run in runs for key in run.config}), *READ]
     return [key for key in keys if len({repr(_value(run, key)) for run in runs}) > 1]
 
 
@@ -192,7 +199,8 @@ def _over_seeds(runs: Sequence[Run]) -> dict[str, list[ModelResult]]:
     groups: dict[str, list[Run]] = {}
     for run in runs:
         rest = {key: value for key, value in run.config.items() if key != "seed"}
-        groups.setdefault(repr((run.result["model"], run.result["dataset"], sorted(rest.items()))), []).append(run)
+        read = [_value(run, key) for key in READ]
+        groups.setdefault(repr((run.result["model"], read, sorted(rest.items()))), []).append(run)
     several = [sorted(group, key=lambda run: run.config.get("seed", 0)) for group in groups.values()]
     seeds = {tuple(run.config.get("seed") for run in group) for group in several}
     if len(seeds) > 1 or len(several[0]) < 2 or len(set(*seeds)) < len(several[0]):
@@ -203,15 +211,30 @@ def _over_seeds(runs: Sequence[Run]) -> dict[str, list[ModelResult]]:
     return {name: [run.shown for run in group] for name, group in zip(names, several, strict=True)}
 
 
-def command_of(run: Run) -> list[str]:
-    """The arguments of the command that trains this run again, quoted, once the data set's own stages are done."""
+def command_of(run: Run, data: Mapping[str, Any] | None = None) -> list[str]:
+    """The arguments of the command that trains this run again, quoted, once the data set's own stages are done.
+
+    Args:
+        data: keys of the stages that made the data set (`data_keys`).
+    """
     result = run.result
-    if re.search(r"-edt-[0-9a-f]{8}$", result["dataset"]):
-        return ["python run_edt.py ablate", "# a variant with rows of its own: the report of its ablation has the keys"]
-    keys = {"dataset": _dataset_of(run), "model": result["model"], "candidates": result["candidates"]}
-    keys |= {key: result["settings"][key] for key in sorted(result["settings"])}
-    given = (shlex.quote(f"--{key}={_as_text(value)}") for key, value in keys.items())
-    return ["python run_edt.py train", *given]
+    keys = {"dataset": _dataset_of(run), "model": result["model"], "candidates": result["candidates"], **(data or {})}
+    given, own = result.get("given"), result.get("given_to_model", {})
+    if given is None:  # a run of before these keys were kept
+        if _variant_of(run):
+            return ["python run_edt.py ablate", "# a variant with rows of its own: the tables it was made for name it"]
+        given = {**_domains_of(run), **result["settings"]}
+    keys |= {key: given[key] for key in sorted(given)}
+    if not _variant_of(run):
+        keys |= {f"model_settings.{result['model']}.{key}": own[key] for key in sorted(own)}
+        return ["python run_edt.py train", *_arguments(keys)]
+    of_variant = {**result["given_to_data"], **{key: own[key] for key in sorted(own) if key != "seed"}}
+    keys |= {"seeds": [keys.pop("seed")], "variants": {"with rows of its own": of_variant}}
+    return ["python run_edt.py ablate", *_arguments(keys)]
+
+
+def _arguments(keys: Mapping[str, Any]) -> list[str]:
+    return [shlex.quote(f"--{key}={_as_text(value)}") for key, value in keys.items()]
 
 
 def _as_text(value: Any) -> str:
@@ -221,13 +244,28 @@ def _as_text(value: Any) -> str:
     return yaml.safe_dump(value, default_flow_style=True, width=10**6, allow_unicode=True).removesuffix("...\n").strip()
 
 
+_AUGMENTED = re.compile(r"-edt(?:-([0-9a-f]{8}))?$")
+
+
 def _dataset_of(run: Run) -> str:
-    return re.sub(r"-edt(-[0-9a-f]{8})?$", "", run.result["dataset"])
+    return _AUGMENTED.sub("", run.result["dataset"])
+
+
+def _variant_of(run: Run) -> str:
+    """What the name of the data set ends in, if a variant has rows or profiles of its own."""
+    match = _AUGMENTED.search(run.result["dataset"])
+    return match[1] or "" if match else ""
+
+
+def _domains_of(run: Run) -> dict[str, Any]:
+    """The key ``domains``, if the run was given it."""
+    return {"domains": run.config["domains"]} if run.config.get("domains") else {}
 
 
 def _settings_of(settings: Settings, run: Run) -> Settings:
     """Where the data of a run are."""
-    return replace(settings, dataset=_dataset_of(run), data_path=Path(run.result["data_path"]))
+    path = Path(run.result["data_path"])
+    return replace(settings, dataset=_dataset_of(run), data_path=path, data_variant=_variant_of(run))
 
 
 # ---- contents ----------------------------------------------------------------------------------------------------
@@ -333,8 +371,11 @@ def _is_table(value: Any) -> bool:
 
 
 def _experiment(folder: Path) -> Section:
-    found = [read_table(path) for path in _table_files(folder)]
-    parts: list[Any] = [replace(table, name=_slug(f"{folder.name}-{table.name}")) for table in found]
+    paths = _table_files(folder)
+    found = [read_table(path) for path in paths]
+    # By the files' names, which differ: tables of one study may share a name of their own.
+    names = [_slug(f"{folder.name}-{path.stem}") for path in paths]
+    parts: list[Any] = [replace(table, name=name) for table, name in zip(found, names, strict=True)]
     parts += [Picture(path.with_suffix(""), f"{folder.name}: {path.stem}") for path in sorted(folder.glob("*.png"))]
     commands = dict.fromkeys(table.command for table in found if table.command)
     return Section(found[0].title, parts + [Listing("How to reproduce", command) for command in commands], folder.name)
@@ -377,40 +418,74 @@ def _cost(settings: Settings) -> Iterator[ResultTable | str]:
 def _settings_parts(runs: Sequence[Run]) -> Iterator[ResultTable | Listing]:
     if len(runs) > 1 and (keys := _differing(runs)):
         rows = [(key, *(_shown_value(run, key) for run in runs)) for key in keys]
-        note = "n/a: the model has no such key"
+        note = "n/a: the model has no such key; artefacts: a hash of inserted rows, vectors and profiles that it reads"
         yield ResultTable("settings", "Settings that differ", ["key", *(run.name for run in runs)], rows, note)
     for run in runs:
         yield Listing(f"All settings of {run.name}", yaml.safe_dump(dict(run.config), allow_unicode=True))
 
 
 def _shown_value(run: Run, key: str) -> str | None:
-    return _as_text(_value(run, key)) if key in run.config or key == "rows" else None
+    value = _value(run, key)
+    return _as_text(value) if key in run.config or (key in READ and value is not None) else None
 
 
 def _reproduce(runs: Sequence[Run], settings: Settings) -> Iterator[Listing | str]:
     yield "First the data, then each run by a command of its own. What is done already is read, not repeated."
-    yield Listing("Data", "\n".join(data_commands(settings)), opened=True)
+    made = data_keys(settings)
+    shared = next((found for run in runs if (found := _shared_keys(run))), {})
+    yield Listing("Data", "\n".join(data_commands(settings.dataset, made, shared)), opened=True)
+    # Which profiles a model reads is among its own keys.
+    data = {key: value for one in made.values() for key, value in one.items() if key != "profile.pipeline"}
     for run in runs:
-        yield Listing(run.name, " \\\n  ".join(command_of(run)), opened=True)
+        yield Listing(run.name, " \\\n  ".join(command_of(run, data)), opened=True)
 
 
-def data_commands(settings: Settings) -> list[str]:
-    """The commands that make the data set again, with every key that was not its default."""
-    lines = [f"python run_edt.py prepare --dataset={settings.dataset}"]
-    for name, manifest in pipeline.stage_manifests(settings).items():
-        if manifest:
-            stage = name.partition(" ")[0]  # profiles may be of several kinds
-            config = manifest["config"]
-            keys = {**_changed(stage, config), **_changed("llm", config.get("llm", {}))}
-            given = [f"--dataset={settings.dataset}", *(f"--{key}={_as_text(value)}" for key, value in keys.items())]
-            lines.append(shlex.join(["python", "run_edt.py", stage, *given]))
+def _shared_keys(run: Run) -> dict[str, Any]:
+    """The keys of a run that decide what the stages before training read of the data set."""
+    given = run.result.get("given", _domains_of(run))
+    return {key: given[key] for key in ("k_core", "domains") if key in given}
+
+
+def data_commands(
+    dataset: str, made: Mapping[str, Mapping[str, Any]], shared: Mapping[str, Any] | None = None
+) -> list[str]:
+    """The commands that make the data set again.
+
+    Args:
+        made: `data_keys`.
+        shared: keys of all stages.
+    """
+    every = {"dataset": dataset, **(shared or {})}
+    lines = [" ".join(["python run_edt.py prepare", *_arguments(every)])]
+    for name, keys in made.items():
+        stage = name.partition(" ")[0]  # profiles may be of several kinds
+        lines.append(" ".join([f"python run_edt.py {stage}", *_arguments({**every, **keys})]))
     return lines
 
 
-def _changed(group: str, config: Mapping[str, Any]) -> dict[str, Any]:
-    default = GROUPS[group]()
-    known = {key: value for key, value in config.items() if hasattr(default, key)}
-    return {f"{group}.{key}": value for key, value in known.items() if value != getattr(default, key)}
+def data_keys(settings: Settings) -> dict[str, dict[str, Any]]:
+    """By stage, the keys that the data set was made with: all that no command has unless it is given them."""
+    settings = replace(settings, data_variant="")  # a variant starts from the data set's own rows
+    usual = config.load(settings.dataset, asks=False)
+    found = {}
+    for name, manifest in pipeline.stage_manifests(settings).items():
+        if manifest:
+            stage, made = name.partition(" ")[0], manifest["config"]
+            # Of the prompts a hash is kept; where they are only the settings know.
+            llm = {**made["llm"], "templates": settings.llm.templates} if "llm" in made else {}
+            found[name] = {**_changed(stage, made, usual), **_changed("llm", llm, usual)}
+    return found
+
+
+def _changed(group: str, made: Mapping[str, Any], usual: Settings) -> dict[str, Any]:
+    """Values that are not the default, or not that of the data set's configuration file."""
+    defaults = GROUPS[group](), getattr(usual, group)
+    known = {key: value for key, value in made.items() if hasattr(defaults[0], key)}
+    return {
+        f"{group}.{key}": value
+        for key, value in known.items()
+        if any(value != getattr(default, key) for default in defaults)
+    }
 
 
 def _versions(runs: Sequence[Run]) -> ResultTable:

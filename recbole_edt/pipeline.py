@@ -303,6 +303,13 @@ def _differing(settings: Settings, stage: str, manifest: Mapping[str, Any], grou
     return [key if key.startswith("llm") else f"{stage}.{key}" for key in keys]
 
 
+def augmented_with(settings: Settings) -> augment.AugmentConfig:
+    """What the augmented rows were made with; where someone else's program made them, what is given now."""
+    made = stage_manifests(settings)["augment"].get("config", {})
+    known = {key: value for key, value in made.items() if hasattr(settings.augment, key)}
+    return dataclasses.replace(settings.augment, **known)
+
+
 def with_text(settings: Settings, table: embeddings.EmbeddingTable) -> atomic.TwoDomainData:
     """The raw data set, without the items that ``embed.missing_text`` drops."""
     data = read(settings)
@@ -581,11 +588,12 @@ def chosen_epochs(run_dir: Path) -> dict[str, int]:
     Of equals the last counts, as in RecBole's early stopping. Empty for a model without epochs.
     """
     path, result = run_dir / "epochs.csv", read_json(run_dir / "result.json")
-    if not path.is_file():
-        return {}
     metric, always = result["valid_metric"], result.get("settings", {}).get("adapter_residual", False)
+    epochs = pd.read_csv(path) if path.is_file() else pd.DataFrame()
+    if metric not in epochs:
+        return {}
     best, found = -np.inf, {}
-    for phase, rows in pd.read_csv(path).dropna(subset=[metric]).groupby("phase", sort=False):
+    for phase, rows in epochs.dropna(subset=[metric]).groupby("phase", sort=False):
         top = rows[metric].max()
         n_epochs = int(rows.loc[rows[metric] == top, "epoch"].iloc[-1]) + 1
         found["finetune_epochs" if phase == "finetune" else "epochs"] = n_epochs if top >= best or always else 0
@@ -707,6 +715,7 @@ def _run(experiment: Experiment, config: Any, name: str, run_dir: Path) -> None:
         "data_path": str(experiment.settings.data_path),
         "domains": experiment.dataset.domain_names,
         "settings": model_values(experiment.settings, name),
+        **_given(experiment.settings, name),
         "rows": part.training,
         "sees_generated": sees_generated(config),
         **_training_of(trainer, model),
@@ -723,6 +732,21 @@ def _run(experiment: Experiment, config: Any, name: str, run_dir: Path) -> None:
     }
     write_json(run_dir / "result.json", result)
     _remove_leftovers(run_dir)
+
+
+def _given(settings: Settings, name: str) -> dict[str, Any]:
+    """Every key that a run's folder depends on, as on the command line, for the command that trains it again.
+
+    ``given`` counts for all models, ``given_to_model`` for this one, ``given_to_data`` for a variant's own rows.
+    """
+    own = settings.model_settings.get(name) or {}
+    shared = {key: settings.given[key] for key in ("k_core", "domains") if key in settings.given}
+    found = {key: value for key, value in model_values(settings, name).items() if key not in own}
+    given: dict[str, Any] = {"given": {**shared, **found, **settings.recbole}, "given_to_model": own}
+    if settings.data_variant:
+        data = {"augment": asdict(settings.augment), "profile": asdict(settings.profile)}
+        given["given_to_data"] = {**data, "llm": settings.given.get("llm") or {}}
+    return given
 
 
 def _remove_leftovers(run_dir: Path) -> None:
@@ -851,16 +875,30 @@ def _tensorboard_in(run_dir: Path | None) -> Iterator[None]:
         recbole_trainer.get_tensorboard = original
 
 
+_NEEDED = (
+    *("model", "dataset", "data_path", "settings", "phases", "seconds", "parameters", "targets_per_epoch"),
+    *("valid_metric", "candidates", "versions"),
+)
+"""What every ``result.json`` has had since there are any."""
+
+
 def read_result(run_dir: Path) -> report.ModelResult:
-    """A finished run from its folder."""
+    """A finished run from its folder.
+
+    Raises: DataError if a file is missing, damaged or no such file.
+    """
     result = read_json(run_dir / "result.json")
+    if lacking := [key for key in _NEEDED if key not in result]:
+        problem = f"lacks {', '.join(lacking)}, so it is damaged or no run of this library"
+        raise DataError(f"{run_dir / 'result.json'}: {problem}; leave it out, or delete its folder to train it anew")
     path = run_dir / "epochs.csv"
     epochs = pd.read_csv(path) if path.is_file() else None
     endings = [phase["ended_by"] for phase in result["phases"]]
     metric = result["valid_metric"]
     best = None
-    if epochs is not None and metric in epochs:
-        best = len(epochs) - int(epochs[metric].to_numpy()[::-1].argmax())  # of equals the last, as RecBole
+    if epochs is not None and metric in epochs and epochs[metric].notna().any():  # not every epoch is validated
+        scores = epochs[metric].to_numpy(float)
+        best = int(np.flatnonzero(scores == np.nanmax(scores))[-1]) + 1  # of equals the last, as RecBole
     return report.ModelResult(
         name=result["model"],
         ranks=read_ranks(run_dir / "ranks.csv"),
@@ -1025,8 +1063,8 @@ def llm_note(settings: Settings) -> str:
     models = {stage: one["config"]["llm"]["model"] + _failures(one["counts"]) for stage, one in manifests.items()}
     items = f"items written by {models['augment']}" if "augment" in models else "items proposed by co-occurrence"
     texts = f"profiles by {models['profile']}" if "profile" in models else "profiles made of telling words"
-    of_endpoint = settings.embed.embedder == embeddings.ENDPOINT
-    embedder = settings.embed.vectors or (settings.embed.model if of_endpoint else settings.embed.embedder)
+    embed = stage_manifests(settings)["embed"].get("config") or asdict(settings.embed)
+    embedder = embed["vectors"] or embed["model" if embed["embedder"] == embeddings.ENDPOINT else "embedder"]
     parts = f"{items}, {texts}, texts embedded by {embedder}"
     return f"LLM: {parts}" if models else f"offline: no LLM was called; {parts}"
 

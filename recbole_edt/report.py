@@ -145,11 +145,15 @@ def print_result(table: ResultTable, subtitle: str = "", file: IO[str] | None = 
 
 def what_was_ranked(ranks: pd.DataFrame) -> str:
     """Users and candidates of a rank table in words."""
-    mode = str(ranks.attrs.get("candidates", "unknown"))
+    return f"{len(ranks):,} users, candidates: {candidates_in_words(str(ranks.attrs.get('candidates', 'unknown')))}"
+
+
+def candidates_in_words(mode: str) -> str:
+    """Who competes with the target, of a value of the key ``candidates``."""
     words = {"domain": "all real items of the target's domain", "all": "all real items of both domains"}
     if mode.startswith("sampled-"):
-        words[mode] = f"{mode.removeprefix('sampled-')} stored negatives of the target's domain"
-    return f"{len(ranks):,} users, candidates: {words.get(mode, mode)}"
+        return f"{mode.removeprefix('sampled-')} stored negatives of the target's domain"
+    return words.get(mode, mode)
 
 
 def group_table(runs: Sequence[ModelResult], metric: str = "ndcg@10") -> pd.DataFrame:
@@ -317,7 +321,7 @@ def one_sided(first: Sequence[float], second: Sequence[float]) -> float:
     a, b = np.round(np.asarray(first, float), 12), np.round(np.asarray(second, float), 12)
     if min(len(a), len(b)) < 2:
         return float("nan")
-    if not (a.std() or b.std()):
+    if not (np.ptp(a) or np.ptp(b)):  # a standard deviation of equal values need not be 0
         return 0.0 if a[0] > b[0] else 1.0
     moments = (one for sample in (a, b) for one in (sample.mean(), sample.std(ddof=1), len(sample)))
     return float(stats.ttest_ind_from_stats(*moments, equal_var=False, alternative="greater").pvalue)
@@ -669,7 +673,8 @@ def _draw_run(axes: Any, run: ModelResult, column: str, style: Mapping[str, Any]
     starts = np.flatnonzero(phase[1:] != phase[:-1]) + 1
     label: str | None = figures.plain(_marked_names([run])[0])
     # A phase has a loss of its own, so the line is broken between them.
-    for part in np.split(np.arange(len(x)), starts):
+    for whole in np.split(np.arange(len(x)), starts):
+        part = whole[np.isfinite(y[whole])]  # not every epoch is validated
         axes.plot(x[part], y[part], label=label, **{**style, "marker": "." if len(part) == 1 else ""})
         label = None
     for start in starts:

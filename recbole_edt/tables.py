@@ -32,6 +32,7 @@ MISSING = "n/a"
 _LATEX = {
     "\\": r"\textbackslash{}",
     **{one: rf"\{one}" for one in "&%$#_{}"},
+    **{one: f"{{{one}}}" for one in "[]*"},  # at the start of a row they would belong to the end of the one before
     "~": r"\textasciitilde{}",
     "^": r"\textasciicircum{}",
     "<": r"\textless{}",

@@ -126,6 +126,7 @@ class ResumableTraining:
         quiet = True if self.run_dir is None else None  # None: no bar unless in a terminal
         with tqdm(total=self.epochs, initial=self.start_epoch, desc=title, leave=False, disable=quiet) as self.bar:
             result = super().fit(train_data, valid_data, *args, **kwargs)
+        self._write_log()  # the last epochs need not have been validated
         self.phases.append({"phase": self.phase, "ended_by": self._ended_by()})
         return result
 
@@ -172,11 +173,14 @@ class ResumableTraining:
     def _valid_epoch(self: Any, *args: Any, **kwargs: Any) -> Any:
         score, result = super()._valid_epoch(*args, **kwargs)
         self.epoch_log[-1].update(result)
-        if self.run_dir is not None:
-            write_text(self.run_dir / "epochs.csv", pd.DataFrame(self.epoch_log).to_csv(index=False))
+        self._write_log()
         best = max(float(self.best_valid_score), float(score))
         self.bar.set_postfix({self.valid_metric: f"{score:.4f}", "best": f"{best:.4f}"})
         return score, result
+
+    def _write_log(self: Any) -> None:
+        if self.run_dir is not None and self.epoch_log:
+            write_text(self.run_dir / "epochs.csv", pd.DataFrame(self.epoch_log).to_csv(index=False))
 
     def evaluate(self: Any, eval_data: Any, *args: Any, **kwargs: Any) -> Any:
         """RecBole's ``evaluate``, with the part's own collector if there is one."""

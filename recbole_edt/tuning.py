@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +59,8 @@ def read_space(settings: Settings, models: Sequence[str]) -> dict[str, Space]:
         for model, keys in content.items()
         if not isinstance(keys, Mapping | None)
     ]
+    unknown = [model for model in content if model != ANY and not config.is_model(model)]
+    faults += [f"{path}: unknown model '{model}'{config.near_model(model)}" for model in unknown]
     if not faults:
         spaces = {model: dict(_named(path, content, model)) for model in models}
         faults = [fault for model, space in spaces.items() for fault in _faults(settings, path, model, space)]
@@ -88,14 +91,22 @@ def _faults(settings: Settings, path: Path, model: str, space: Space) -> Iterato
         where = f"{path}: {model}: {key}"
         if key.partition(".")[0] in DATA_GROUPS and model != "LLMEDT":
             yield f"{where} changes the rows of all models; search it for LLMEDT"
+        elif key in COLUMNS:
+            yield f"{where} is a column of trials.csv, and cannot be searched; stopping_step ends a training in time"
         elif problem := _range_problem(values) if _is_range(values) else _list_problem(values):
             yield f"{where}: {problem}"
         else:
-            for value in (values["low"], values["high"]) if _is_range(values) else values:
+            for value in _ends(values) if _is_range(values) else values:
                 try:
                     config.check_model(_settings(settings, model, {key: value}), model)
                 except ConfigError as error:
                     yield from str(error).splitlines()
+
+
+def _ends(values: Mapping[str, Any]) -> list[Any]:
+    """The ends of a range, and what lies a step above the lower one."""
+    step = [values["low"] + values["step"]] if "step" in values else []
+    return [values["low"], values["high"], *(one for one in step if one <= values["high"])]
 
 
 def _list_problem(values: Any) -> str:
@@ -168,6 +179,10 @@ def search_folder(laboratory: pipeline.Laboratory) -> Path:
     """
     settings, base = laboratory.settings, laboratory.base
     shared = {"recbole": settings.recbole, "model_settings": settings.model_settings}
+    content = config.read_file(space_path(settings))
+    groups = {key.partition(".")[0] for keys in content.values() for key in keys or ()}
+    # What trials with rows of their own start from; rows that no trial changes are in the augmented files.
+    start = [asdict(settings.augment), asdict(settings.profile)] if groups & {*DATA_GROUPS} else []
     key = sha256_of(
         base.split_hash,
         catalogue_hash(base.dataset.source),
@@ -176,9 +191,10 @@ def search_folder(laboratory: pipeline.Laboratory) -> Path:
         llm_identity(settings),
         settings.candidates,
         shared,
-        config.read_file(space_path(settings)),
+        content,
         settings.tune.seed,
         recbole_edt.__version__,
+        *start,
     )
     folder = settings.runs_path / f"{settings.dataset}-tuning-{key[:8]}"
     about = {"split_hash": base.split_hash, "candidates": settings.candidates, "seed": pipeline.seed_of(settings)}
@@ -201,16 +217,19 @@ def search(laboratory: pipeline.Laboratory, folder: Path, space: Space, budget: 
     _write_trials(trials_table(study, folder, space), folder)  # a kill may have come between a trial and its row
     while True:
         begun = study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.RUNNING,))
+        if begun and set(begun[0].params) != set(space):  # a kill came before it had its values: it never was a trial
+            study.tell(begun[0].number, state=optuna.trial.TrialState.FAIL)
+            continue
         if begun:
             number, values = begun[0].number, dict(begun[0].params)
-        elif n_missing(_tried(study), space, budget):
+        elif n_missing(_tried(study, space), space, budget):
             number, values = _ask(optuna, study, laboratory.settings, space, grid)
         else:
             break
-        score = _run_trial(laboratory, study, folder, space, number, values)
+        score = _run_trial(laboratory, study, folder, number, values)
         study.tell(number, score, None if score is not None else optuna.trial.TrialState.FAIL)
         table = trials_table(study, folder, space)
-        say(_line(table.iloc[number], space, budget))
+        say(_line(table[table["trial"] == number + 1].iloc[0], space, budget))
         _write_trials(table, folder)
 
 
@@ -244,8 +263,10 @@ def n_missing(tried: Sequence[Mapping[str, Any]], space: Space, budget: int) -> 
     return max(0, int(min(budget - len(tried), n_combinations(space) - distinct)))
 
 
-def _tried(study: Any) -> list[dict[str, Any]]:
-    return [trial.params for trial in study.get_trials(deepcopy=False) if trial.params or trial.state.is_finished()]
+def _tried(study: Any, space: Space) -> list[dict[str, Any]]:
+    """The values of every trial that has them all; one that waits has none yet."""
+    trials = [trial for trial in study.get_trials(deepcopy=False) if trial.state.name != "WAITING"]
+    return [trial.params for trial in trials if set(trial.params) == set(space)]
 
 
 def _shuffled_grid(settings: Settings, model: str, space: Space, budget: int) -> list[dict[str, Any]]:
@@ -260,12 +281,16 @@ def _ask(
     optuna: Any, study: Any, settings: Settings, space: Space, grid: Sequence[dict[str, Any]]
 ) -> tuple[int, dict[str, Any]]:
     """Number and values of the next trial, which the study holds from now on."""
-    trials, waiting = study.get_trials(deepcopy=False), (optuna.trial.TrialState.WAITING,)
+    model, tried, waiting = study.study_name, _tried(study, space), (optuna.trial.TrialState.WAITING,)
     if grid and not study.get_trials(deepcopy=False, states=waiting):  # a kill may have left one
-        tried = _tried(study)
         study.enqueue_trial(next(values for values in grid if values not in tried))
-    study.sampler = optuna.samplers.TPESampler(seed=_seed(settings, study.study_name, len(trials)))
-    trial = study.ask({key: _distribution(optuna, values) for key, values in space.items()})
+    study.sampler = optuna.samplers.TPESampler(seed=_seed(settings, model, len(tried)))
+    kinds = {key: _distribution(optuna, values, config.default_of(model, key)) for key, values in space.items()}
+    try:
+        trial = study.ask(kinds)
+    except ValueError as error:  # what Optuna raises for a key that it holds values of another kind of
+        problem = f"was begun by a version that took a range for another kind of numbers ({error})"
+        raise DataError(f"the search for {model} {problem}; delete its folder to search anew") from None
     return trial.number, dict(trial.params)
 
 
@@ -273,26 +298,24 @@ def _seed(settings: Settings, model: str, number: int) -> int:
     return int(sha256_of(settings.tune.seed, model, number)[:8], 16)
 
 
-def _distribution(optuna: Any, values: Any) -> Any:
+def _distribution(optuna: Any, values: Any, default: Any) -> Any:
+    """Optuna's; a range of whole numbers has fractions too, unless the key's default is a whole number."""
     if not _is_range(values):
         return optuna.distributions.CategoricalDistribution(values)
-    if all(isinstance(one, int) for one in values.values()):
+    if all(isinstance(one, int) for one in values.values()) and isinstance(default, int | None):
         return optuna.distributions.IntDistribution(**values)
     as_float = {key: one if isinstance(one, bool) else float(one) for key, one in values.items()}
     return optuna.distributions.FloatDistribution(**as_float)
 
 
 def _run_trial(
-    laboratory: pipeline.Laboratory, study: Any, folder: Path, space: Space, number: int, values: dict[str, Any]
+    laboratory: pipeline.Laboratory, study: Any, folder: Path, number: int, values: dict[str, Any]
 ) -> float | None:
     """The validation score of one trial; None if its training failed, which its ``failed.json`` explains."""
     earlier = _earlier(study, number, values)
     if earlier is not None:
         return earlier.value
     model, run_dir = folder.name, trial_folder(folder, number)
-    if set(values) != set(space):
-        write_json(run_dir / "failed.json", {"note": "stopped before it had all its values"})
-        return None
     try:
         experiment = laboratory.experiment(_settings(laboratory.settings, model, values))
         return float(pipeline.validate_model(experiment, model, run_dir)["score"])
@@ -325,9 +348,11 @@ def _earlier(study: Any, number: int, values: Mapping[str, Any]) -> Any:
 
 
 def trials_table(study: Any, folder: Path, space: Space) -> pd.DataFrame:
-    """One row per trial in the order of their numbers; ``best`` is the best score so far."""
+    """One row per trial that has its values, in the order of their numbers; ``best`` is the best score so far."""
     rows, best = [], float("nan")
     for trial in study.get_trials(deepcopy=False):
+        if set(trial.params) != set(space):
+            continue
         score = float("nan") if trial.value is None else trial.value
         best = float(np.fmax(best, score))
         row = {"model": folder.name, "trial": trial.number + 1, "score": score, "best": best}
@@ -365,11 +390,10 @@ def _short(value: Any) -> str:
 
 
 def read_trials(folder: Path) -> dict[str, pd.DataFrame]:
-    """The trials of every model of a search, by model."""
-    return {
-        path.parent.name: pd.read_csv(path, float_precision="round_trip")
-        for path in sorted(folder.glob("*/trials.csv"))
-    }
+    """The trials of every model of a search, by model; from Optuna's file, where values keep their types."""
+    optuna = import_optuna()
+    models = [path.parent for path in sorted(folder.glob("*/space.json"))]
+    return {one.name: trials_table(_study(optuna, one), one, read_json(one / "space.json")) for one in models}
 
 
 def complete(tables: Mapping[str, pd.DataFrame], spaces: Mapping[str, Space], budget: int) -> dict[str, pd.DataFrame]:

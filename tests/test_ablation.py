@@ -13,7 +13,7 @@ import pytest
 import torch
 from conftest import QUICK
 
-from recbole_edt import ablation, config, pipeline
+from recbole_edt import ablation, config, pipeline, report
 from recbole_edt.cli import run
 from recbole_edt.errors import ConfigError, DataError
 from recbole_edt.evaluation import domain_metrics, read_ranks
@@ -76,6 +76,7 @@ def test_variants_are_names_of_table_3_or_names_with_keys(workplace, given, expe
     [
         ("w/o DTF", r"variants: 'w/o DTF' has no keys and is not one of w/o Aug., .* \(did you mean 'w/o DFT'\?\)"),
         ("5", "variants: expected names such as 'w/o DFT', or names with keys, found 5"),
+        ("[{x: {alpha: 0}}]", r"variants: expected names such as .*, found \[\{'x': \{'alpha': 0\}\}\]"),
         ("{}", "variants: expected names"),
         ("{a: {augment.tua: 1}}", r"variant 'a': unknown key 'augment.tua' \(did you mean 'augment.tau'\?\)"),
         ("{a: {alhpa: 1}}", "variant 'a': unknown key 'model_settings.LLMEDT.alhpa'"),
@@ -114,6 +115,13 @@ def test_a_variants_keys_win_over_the_models_own_settings(workplace):
     assert config.recbole_config(own, "LLMEDT", "tiny", Path("x"))["alpha"] == 0.5
     assert config.recbole_config(own, "LLMEDT", "tiny", Path("x"))["seed"] == 3
     assert config.recbole_config(base, "LLMEDT", "tiny", Path("x"))["alpha"] == 0.9
+
+
+def test_a_variant_with_rows_of_its_own_writes_profiles_for_its_own_model_alone(workplace):
+    base = settings(models=["LLMEDT", "LLM4CDSR"], model="LLMEDT")
+    assert base.pipelines == ("sra", "hierarchical")
+    assert ablation.settings_of(base, "x", {"augment.k": 1}, 1).pipelines == ("sra",)
+    assert ablation.settings_of(base, "x", {"alpha": 0}, 1).pipelines == base.pipelines
 
 
 def test_only_variants_with_other_rows_or_profiles_have_data_files_of_their_own(workplace):
@@ -197,6 +205,12 @@ def test_ranks_among_sampled_candidates_are_those_of_a_run_that_had_them_from_th
     assert ranks.attrs == sampled.attrs and ranks.attrs["candidates"] == "sampled-5"
     with pytest.raises(DataError, match="cannot draw 100 candidates"):
         pipeline.ranks_under(full, "LLMEDT", "sampled-100")
+    assert list(ablation.ranked(full, "LLMEDT", report.ModelResult("LLMEDT", ranks))) == ["domain"]
+    with pytest.MonkeyPatch.context() as patch:  # damaged candidates are not too few items
+        patch.setattr(ablation, "SAMPLED", "sampled-5")
+        (pipeline.under(full, "sampled-5").folder / "candidates-test.npy").write_bytes(b"damaged")
+        with pytest.raises(DataError, match="candidates-test.npy: cannot be read as stored candidates"):
+            ablation.ranked(full, "LLMEDT", report.ModelResult("LLMEDT", ranks))
 
 
 def test_the_papers_candidates_stand_beside_the_full_ranking_if_there_are_enough_items(workplace, capsys, monkeypatch):
@@ -236,8 +250,6 @@ def test_a_finished_variant_with_data_of_its_own_recommends_after_loading(workpl
 
 
 def test_means_and_deviations_by_hand(workplace):
-    from recbole_edt import report
-
     def model(name, *higher):
         user = np.array([f"u{i}" for i in range(len(higher))], object)
         ranks = pd.DataFrame({"user": user, "item": user, "domain": "food", "higher": higher, "tied": 0})

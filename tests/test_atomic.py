@@ -182,6 +182,11 @@ FAULTS = {
     "no time": ({"inter": INTER.replace("timestamp", "time")}, "toy.inter", "no column 'timestamp'"),
     "no item in items": ({"item": ITEM.replace("item_id", "item")}, "toy.item", "no column 'item_id'"),
     "no domain": ({"item": ITEM.replace("domain", "class")}, "toy.item", "no column 'domain'"),
+    "a domain called overall": (
+        {"item": ITEM.replace("kitchen", "overall")},
+        "toy.item, column 'domain'",
+        "a domain is called 'overall', which is the name for all users",
+    ),
     "too few fields": (
         {"inter": INTER.replace("f1\t10", "f1")},
         "toy.inter, line 4",

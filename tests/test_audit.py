@@ -85,6 +85,21 @@ def test_leaks_that_need_more_items_than_there_are_are_left_out_with_a_note(plac
     assert "misaligned scores (not comparable)" in printed
 
 
+def test_the_audit_augments_as_the_runs_rows_were_made_and_reads_no_audit_of_others(place, monkeypatch, capsys):
+    monkeypatch.chdir(place)
+    assert run(["audit", *TINY]) == 0
+    (run_dir,) = Path("runs").glob("*/LLMEDT-*")
+    before = (run_dir / "audit.csv").read_bytes()
+    settings = config.load("tiny", [], {**KEYS, "augment.k": 9, "augment.tau": -1})
+    assert run(["audit", *TINY, "--augment.k=9", "--augment.tau=-1"]) == 0
+    assert (run_dir / "audit.csv").read_bytes() == before and audit.is_current(run_dir, settings)
+    table = pd.read_csv(run_dir / "audit.csv")
+    table.assign(augmented_with="other").to_csv(run_dir / "audit.csv", index=False)
+    assert not audit.is_current(run_dir, settings)
+    table.drop(columns="augmented_with").to_csv(run_dir / "audit.csv", index=False)  # of before it was written
+    assert not audit.is_current(run_dir, settings)
+
+
 @pytest.mark.parametrize(
     ("arguments", "status", "message"),
     [

@@ -122,6 +122,7 @@ def test_the_name_that_recbole_keeps_for_itself_is_refused(refused):
         ("eval_args.split={RS: [8, 1, 1]}", "eval_args: fixed to "),
         ("training=prefixes", "training: 'prefixes' is not one of sequence, prefix"),
         ("candidates=sampled-0", "candidates: 'sampled-0' is not one of domain, all, sampled-N"),
+        ("domains=[food, overall]", "domains: 'overall' is the name for all users in every table"),
         ("domains=[food]", "domains: expected two names such as [food, kitchen], found ['food']"),
         ("k_core=true", "k_core: True is not a whole number of at least 0"),
         ("data_path=", "data_path: None is not a folder"),

@@ -175,6 +175,10 @@ def test_figure_6_measures_once_and_keeps_what_it_measured(place, monkeypatch):
     again = experiment.figure6(bench, experiment.baselines(bench.settings)).tables["table"]
     assert [row[:4] for row in again.rows] == [row[:4] for row in table.rows]
     assert all(row[2] > 0 for row in table.rows)
+    assert "among its candidates (all real items of the target's domain)" in table.note
+    sampled = experiment.Bench(settings(candidates="sampled-5", seeds=[1]), ["Pop"], lambda line: None)
+    note = experiment.figure6(sampled, [experiment.Row("Pop", "Pop")]).tables["table"].note
+    assert "among its candidates (5 stored negatives of the target's domain)" in note
 
 
 def test_the_audit_has_every_leak_marked(place):
@@ -286,12 +290,54 @@ def test_the_given_value_stands_among_the_papers_and_is_the_run_of_table_2(workp
     for rows, name, names in (
         (experiment.thresholds(settings()), "tau q0.10", ["tau q0.10", "tau q0.50", "tau q0.90"]),
         (experiment.thresholds(settings(**{"augment.tau": 0.9})), "tau 0.9", ["tau 0.85", "tau 0.9", "tau 0.95"]),
+        (experiment.thresholds(settings(**{"augment.tau": "q.5"})), "tau q.5", ["tau q0.10", "tau q.5", "tau q0.90"]),
+        (experiment.alphas(settings(alpha=0.1 + 0.2)), "alpha 0.3", [f"alpha {one:g}" for one in experiment.ALPHAS]),
         (experiment.cluster_numbers(settings()), "K 3", ["K 3", "K 5", "K 10", "K 15"]),
         (experiment.alphas(settings(alpha=0.01)), "alpha 0.01", None),
         (experiment.shares(settings()), "injected 100%", ["injected 30%", "injected 60%", "injected 100%"]),
     ):
         assert [row.name for row in rows if not row.keys] == [name]
         assert names is None or [row.name for row in rows] == names
+
+
+def test_two_rows_of_one_name_are_refused():
+    rows = [experiment.Row("a"), experiment.Row("b"), experiment.Row("a", "SASRec")]
+    with pytest.raises(ConfigError, match="table8: two rows are called a; give each a name of its own"):
+        experiment._check_names("table8", rows)
+
+
+def test_more_clusters_than_items_are_left_out_of_table_5_and_else_refused_before_any_training(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_tiny(tmp_path / "atomic_files", "tiny", n_items=24)
+    said: list[str] = []
+    bench = experiment.Bench(settings(), ["LLMEDT"], said.append)
+    rows = experiment.cluster_numbers(bench.settings)
+    assert [row.name for row in experiment.fitting(bench, {"table5": rows})["table5"]] == ["K 3", "K 5", "K 10"]
+    assert said[-1] == "note: table5: K 15 is left out: augment.n_clusters: 15 is more than the 12 items of food"
+    with pytest.raises(ConfigError, match="table3: K 15: augment.n_clusters: 15 is more than the 12 items of food"):
+        experiment.fitting(bench, {"table3": rows})
+    assert not list(tmp_path.glob("runs/*/*"))
+
+
+def test_before_augmentation_items_without_text_are_gone_if_they_are_dropped(workplace):
+    path = workplace / "atomic_files/tiny/tiny.item"
+    lines = path.read_text(encoding="utf-8").splitlines()
+    path.write_text("\n".join([*lines[:1], lines[1].rpartition("\t")[0] + "\t", *lines[2:]]) + "\n", encoding="utf-8")
+    bench = experiment.Bench(settings(**{"embed.missing_text": "drop"}), ["LLMEDT"], lambda line: None)
+    table = experiment.table1(bench, []).tables["table"]
+    assert [row[2] for row in table.rows] == [14, 15] and [row[4] for row in table.rows] == [14, 15]
+    figure = experiment.figure1(bench, []).tables["table"]
+    assert sum(row[1] for row in figure.rows) == len(experiment.before_augmentation(bench).users)
+
+
+def test_what_an_earlier_call_wrote_besides_is_gone_and_other_files_stay(place, tmp_path):
+    table = tables.ResultTable("t", "T", ["a"], [("x",)])
+    both = experiment.Outcome({"table": table, "tests-sampled-100": table})
+    for outcome in (both, experiment.Outcome({"table": table})):
+        (tmp_path / "tables-i-like.txt").write_text("mine", encoding="utf-8")
+        experiment.write(outcome, tmp_path, place[1], "")
+    stems = {path.stem for path in tmp_path.iterdir()}
+    assert stems - {"runs"} == {"table", "tables-i-like"}
 
 
 def test_backbones_stand_alone_and_in_the_method(workplace):
@@ -422,6 +468,8 @@ def test_the_one_sided_test_is_small_on_the_side_of_the_better_model():
     assert report.one_sided(b, a) == pytest.approx(1 - 0.000127, abs=1e-6)
     assert report.one_sided(a, a) == pytest.approx(0.5)
     assert report.one_sided([0.2, 0.2], [0.1, 0.1]) == 0 and report.one_sided([0.1, 0.1], [0.1 + 1e-17, 0.1]) == 1
+    assert report.one_sided([0.1] * 3, [0.1] * 3) == 1 and report.one_sided([0.1] * 3, [0.2] * 3) == 1
+    assert report.one_sided([0.2] * 3, [0.1] * 3) == 0
     assert np.isnan(report.one_sided([0.2], [0.1]))
 
 

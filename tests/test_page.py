@@ -7,17 +7,19 @@ import json
 import re
 import shlex
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import yaml
 from conftest import QUICK, write_tiny
 
-from recbole_edt import config, page, pipeline
+from recbole_edt import ablation, config, page, pipeline
 from recbole_edt.cli import parse, run
 from recbole_edt.errors import DataError
 from recbole_edt.figures import new, save
 from recbole_edt.tables import Column, ResultTable, read
+from recbole_edt.writer import llm_identity
 
 OPTIONS = {**QUICK, "epochs": 2, "finetune_epochs": 1}
 TINY = ["--dataset=tiny", *(f"--{key}={value}" for key, value in OPTIONS.items())]
@@ -130,19 +132,73 @@ def test_settings_and_commands_in_markdown_can_be_read_and_run_as_they_stand(pla
 
 def test_every_run_has_a_command_that_names_its_own_folder(there):
     for run_ in page.read_runs([report_of(there).parent]):
-        arguments = shlex.split(" ".join(page.command_of(run_)))
-        assert arguments[:2] == ["python", "run_edt.py"]
-        stage, values, _ = parse(arguments[2:])
-        dataset = values.pop("dataset")
-        settings = config.load(dataset, [], {key: config.read_yaml(value) for key, value in values.items()})
-        folder = pipeline.run_directory(pipeline.open_experiment(settings), settings.model)
-        assert stage == "train" and folder.resolve() == run_.folder
+        assert page.command_of(run_)[0] == "python run_edt.py train"
+        assert folder_named_by(page.command_of(run_)) == run_.folder
+        older = {key: value for key, value in run_.result.items() if not key.startswith("given")}
+        assert folder_named_by(page.command_of(replace(run_, result=older))) == run_.folder
 
 
 def test_the_data_have_commands_with_the_keys_that_were_given(there):
-    lines = page.data_commands(config.load("tiny"))
-    assert lines[0] == "python run_edt.py prepare --dataset=tiny"
-    assert "python run_edt.py augment --dataset=tiny --augment.n_clusters=3" in lines
+    lines = page.data_commands("tiny", page.data_keys(config.load("tiny")), {"k_core": 2})
+    assert lines[0] == "python run_edt.py prepare --dataset=tiny --k_core=2"
+    assert "python run_edt.py augment --dataset=tiny --k_core=2 --augment.n_clusters=3" in lines
+
+
+def folder_named_by(arguments: list[str]) -> Path:
+    """The folder of the run that a command of a report trains; of an ablation, that of the variant."""
+    stage, values, _ = parse(shlex.split(" ".join(arguments))[2:])
+    dataset = values.pop("dataset")
+    settings = config.load(dataset, [], {key: config.read_yaml(value) for key, value in values.items()})
+    if stage == "ablate":
+        *_, (name, keys) = ablation.variants_of(settings).items()
+        settings = ablation.settings_of(settings, name, keys, settings.seeds[0])
+    return pipeline.run_directory(pipeline.open_experiment(settings), settings.model).resolve()
+
+
+def test_commands_have_the_keys_that_undo_the_data_sets_own_file(workplace):
+    Path("dataset_configs").mkdir()
+    Path("dataset_configs/tiny.yaml").write_text("augment: {k: 7}\nmodel_settings: {SASRec: {epochs: 3}}\n")
+    options = ["--k_core=2", "--domains=[kitchen, food]", "--augment.k=3", "--model_settings.SASRec.epochs=1"]
+    assert run([*TINY, *options, "--model=SASRec"]) == 0
+    (found,) = page.read_runs([path.parent for path in Path("runs").glob("tiny-*/*/result.json")])
+    made = page.data_keys(config.load("tiny"))
+    assert made["augment"] == {"augment.k": 3, "augment.n_clusters": 3}  # 3 is the default, and the file says 7
+    for line in page.data_commands("tiny", made, page._shared_keys(found)):
+        assert "--k_core=2 '--domains=[kitchen, food]'" in line
+    command = page.command_of(found, made["augment"])
+    assert {"--k_core=2", "--augment.k=3", "--model_settings.SASRec.epochs=1"} <= set(command)
+    assert folder_named_by(command) == found.folder
+
+
+def test_a_variant_with_rows_of_its_own_has_a_command_that_names_its_folder(workplace):
+    flags = [*TINY, "--seeds=1", "--augment.tau=0"]
+    assert run(["ablate", *flags, "--variants={few: {augment.k: 1, alpha: 0.2}}"]) == 0
+    runs = page.read_runs([path.parent for path in Path("runs").glob("tiny-*/*/result.json")])
+    (few,) = (one for one in runs if page._variant_of(one))
+    data = page.data_keys(config.load("tiny"))["augment"]
+    assert data["augment.tau"] == 0 and page.command_of(few)[0] == "python run_edt.py ablate"
+    for one in runs:
+        assert folder_named_by(page.command_of(one, data)) == one.folder
+
+
+def test_the_data_of_a_language_model_have_its_keys_and_no_hash_of_its_prompts(there, tmp_path):
+    shutil.copytree(there / "atomic_files", tmp_path / "atomic_files")
+    path = tmp_path / "atomic_files/tiny-edt/augment.json"
+    manifest = json.loads(path.read_text())
+    own = config.load("tiny", [], {"data_path": str(tmp_path / "atomic_files"), "llm.model": "small"})
+    manifest["config"] |= {"generator": "llm", "llm": llm_identity(own)}
+    path.write_text(json.dumps(manifest))
+    wanted = {"augment.generator": "llm", "augment.n_clusters": 3, "llm.model": "small"}
+    assert page.data_keys(own)["augment"] == wanted
+
+
+def test_the_embedder_that_is_named_is_that_of_the_data(there, tmp_path, monkeypatch):
+    shutil.copytree(there / "atomic_files", tmp_path / "atomic_files")
+    path = tmp_path / "atomic_files/tiny/embed.json"
+    manifest = json.loads(path.read_text())
+    path.write_text(json.dumps({**manifest, "config": {**manifest["config"], "vectors": "v.itememb"}}))
+    settings = config.load("tiny", [], {"data_path": str(tmp_path / "atomic_files")})
+    assert pipeline.llm_note(settings).endswith("texts embedded by v.itememb")
 
 
 def test_what_a_language_model_cost_stands_beside_what_the_paper_paid(place, tmp_path):
@@ -215,6 +271,29 @@ def test_runs_over_the_same_seeds_get_their_means_and_are_tested_by_them(there, 
     assert tests.title == "LLMEDT against the others, ndcg@10, each user's mean over seeds" and len(tests.rows) == 3
 
 
+def test_runs_that_read_other_rows_are_no_seeds_of_one_model(there, tmp_path):
+    source = next(path for path in runs_of(there) if path.name.startswith("LLMEDT"))
+    for seed in (42, 44):
+        folder = tmp_path / f"LLMEDT-{seed}"
+        shutil.copytree(source, folder)
+        path = folder / "config.yaml"
+        path.write_text(re.sub(r"(?m)^seed: .*$", f"seed: {seed}", path.read_text()))
+    assert len(page._over_seeds(page.read_runs([tmp_path]))["LLMEDT"]) == 2
+    result = json.loads((folder / "result.json").read_text())
+    (folder / "result.json").write_text(json.dumps({**result, "artefacts_hash": "0123456789abcdef"}))
+    runs = page.read_runs([tmp_path])
+    assert page._over_seeds(runs) == {} and page._differing(runs) == ["seed", "artefacts"]
+    assert runs[1].name == "LLMEDT (seed=44, artefacts=01234567)"
+
+
+def test_a_result_that_lacks_something_is_named(there, tmp_path):
+    shutil.copytree(runs_of(there)[0], tmp_path / "run")
+    result = json.loads((tmp_path / "run/result.json").read_text())
+    (tmp_path / "run/result.json").write_text(json.dumps({"model": result["model"], "dataset": "tiny-edt"}))
+    with pytest.raises(DataError, match=r"run/result.json: lacks data_path, settings, phases, .*delete its folder"):
+        page.read_runs([tmp_path / "run"])
+
+
 def test_copies_of_a_run_are_named_by_their_folders_and_never_by_a_whole_path(there, tmp_path):
     for name in ("one", "two"):
         shutil.copytree(runs_of(there)[0], tmp_path / name / "run")
@@ -230,6 +309,14 @@ def test_an_experiments_folder_of_another_data_set_is_left_alone(tmp_path):
     settings = config.load("tiny", [], {"runs_path": str(tmp_path)})
     found = [path.relative_to(tmp_path).as_posix() for path in page.experiment_folders(settings)]
     assert found == ["tiny-experiments/one", "tiny-tuning-0123abcd"]
+
+
+def test_tables_of_one_study_that_share_a_name_are_both_in_the_report(tmp_path):
+    table = ResultTable("tests", "T", ["a"], [("x",)])
+    for stem in ("tests-GRU4Rec", "tests-BERT4Rec"):
+        table.save(tmp_path / "table9", stem)
+    names = [part.name for part in page._experiment(tmp_path / "table9").parts]
+    assert names == ["table9-tests-bert4rec", "table9-tests-gru4rec"]
 
 
 def test_a_damaged_table_of_an_experiment_is_named(there, tmp_path):

@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 from conftest import QUICK
 from filelock import FileLock
@@ -200,6 +201,19 @@ def test_rows_that_were_made_of_other_data_are_refused(workplace, stage):
     path.write_text("\n".join(path.read_text(encoding="utf-8").splitlines()[:-1]) + "\n", encoding="utf-8")
     with pytest.raises(DataError, match="is not what atomic_files/tiny-edt was made of: run everything again"):
         stage(settings(), silent)
+
+
+def test_the_best_epoch_is_found_among_those_that_were_validated(workplace):
+    augmented()
+    experiment = pipeline.open_experiment(settings(model="SASRec", epochs=1))
+    pipeline.train_model(experiment, "SASRec")
+    run_dir = pipeline.run_directory(experiment, "SASRec")
+    metric = pipeline.read_json(run_dir / "result.json")["valid_metric"]
+    scores = [None, 0.2, None, 0.4, None, 0.4]
+    table = pd.DataFrame({"phase": "train", "train_loss": 1.0, "epoch": range(6), metric: scores})
+    for rows, best in ((table, 6), (table.iloc[:5], 4), (table.iloc[:3], 2), (table.iloc[:1], None)):
+        rows.to_csv(run_dir / "epochs.csv", index=False)
+        assert pipeline.read_result(run_dir).best_epoch == best
 
 
 def test_two_processes_never_train_into_one_folder(workplace):

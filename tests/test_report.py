@@ -366,6 +366,16 @@ def test_a_line_is_broken_where_a_phase_starts():
     assert axes.lines[2].get_xdata() == [2.5, 2.5]
 
 
+def test_epochs_that_were_not_validated_do_not_break_the_line():
+    from matplotlib.figure import Figure
+
+    axes, run = Figure().subplots(), two_runs()[0]
+    table = epochs(("train", [4.0, 3.0, 2.0, 1.0])).assign(**{"ndcg@10": [np.nan, 0.2, np.nan, 0.4]})
+    run = ModelResult("SASRec", run.ranks, table, best_epoch=4)
+    report._draw_run(axes, run, "ndcg@10", {"color": "#000000", "linestyle": "-"})
+    assert [line.get_xydata().tolist() for line in axes.lines] == [[[2, 0.2], [4, 0.4]], [[4, 0.4]]]
+
+
 @pytest.mark.parametrize(("losses", "scale"), [([7.0, 1.0], "log"), ([1.0, 0.9], "linear"), ([7.0, -1.0], "linear")])
 def test_the_loss_axis_is_logarithmic_only_where_it_helps_and_can(tmp_path: Path, monkeypatch, losses, scale):
     from matplotlib.figure import Figure

@@ -102,6 +102,11 @@ def test_latex_obeys_nothing_in_a_name():
     )
 
 
+def test_latex_takes_no_first_cell_for_the_space_after_the_row_before():
+    lines = ResultTable("t", "T", ["a"], [("[b] tree",), ("*c",)]).latex().splitlines()
+    assert [line for line in lines if line.endswith(r"\\")][1:] == [r"{[}b{]} tree \\", r"{*}c \\"]
+
+
 def test_a_saved_table_is_read_again_as_it_was(tmp_path):
     TABLE.save(tmp_path)
     assert read(tmp_path / "table.json") == TABLE

@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from conftest import QUICK
@@ -204,10 +205,11 @@ def test_early_stopping_is_told_from_the_epoch_cap(run):
 
 
 def test_epochs_without_validation_are_logged_too(run):
-    trainer, train_data, valid_data, _ = run("SASRec", "run", epochs=4, eval_step=2)
+    trainer, train_data, valid_data, _ = run("SASRec", "run", epochs=5, eval_step=2)
     trainer.fit(train_data, valid_data)
-    assert [row["epoch"] for row in trainer.epoch_log] == [0, 1, 2, 3]
-    assert ["ndcg@10" in row for row in trainer.epoch_log] == [False, True, False, True]
+    assert [row["epoch"] for row in trainer.epoch_log] == [0, 1, 2, 3, 4]
+    assert ["ndcg@10" in row for row in trainer.epoch_log] == [False, True, False, True, False]
+    assert pd.read_csv(trainer.run_dir / "epochs.csv")["ndcg@10"].notna().tolist() == [False, True, False, True, False]
 
 
 def test_random_states_continue_where_they_were_taken():

@@ -6,6 +6,7 @@ import re
 import shutil
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -14,7 +15,7 @@ from conftest import QUICK, write_tiny
 
 from recbole_edt import config, pipeline, tables, tuning
 from recbole_edt.cli import run
-from recbole_edt.errors import ConfigError, EDTError
+from recbole_edt.errors import ConfigError, DataError, EDTError
 from recbole_edt.trainer import ResumableTraining
 
 pytest.importorskip("optuna")
@@ -225,6 +226,70 @@ def test_a_small_space_is_tried_whole_and_once_however_it_began(workplace, monke
     assert set(table["state"]) <= {"done", "repeat"} and set(table["learning_rate"]) == {1, 2, 3, 4}
 
 
+@pytest.mark.parametrize("state", ["RUNNING", "FAIL"])
+def test_a_trial_that_a_kill_left_without_values_never_was_one(workplace, monkeypatch, state):
+    folder, known, space = workplace / "SASRec", Known(monkeypatch, 1), {"learning_rate": [1, 2]}
+    known.search(folder, space, 1)
+    optuna = tuning.import_optuna()
+    study = tuning._study(optuna, folder)
+    number = study.ask().number
+    if state == "FAIL":  # so an earlier version went on
+        study.tell(number, state=optuna.trial.TrialState.FAIL)
+    table = known.search(folder, space, 5)
+    assert sorted(one["learning_rate"] for one in known.trained) == [1, 2]
+    assert list(table["state"]) == ["done", "done"] and list(table["trial"]) == [1, 3]
+    found = tuning.complete(tuning.read_trials(workplace), {"SASRec": space}, 5)["SASRec"]
+    assert repr(tuning.best_values(found)) == "{'learning_rate': 1}"
+    tuning.draw_values("SASRec", found, space, "ndcg@10")
+
+
+def test_a_list_of_numbers_and_texts_keeps_them_apart(workplace, monkeypatch):
+    space = {"augment.tau": [0.5, "q0.5"], "learning_rate": [1]}
+    Known(monkeypatch, 1).search(workplace / "LLMEDT", space, 2)
+    table = tuning.read_trials(workplace)["LLMEDT"]
+    assert sorted(map(repr, table["augment.tau"])) == ["'q0.5'", "0.5"]
+    tuning.draw_values("LLMEDT", table, space, "ndcg@10")
+
+
+@pytest.mark.parametrize(
+    ("model", "key", "kind"),
+    [
+        ("SASRec", "hidden_dropout_prob", "FloatDistribution"),
+        ("SASRec", "learning_rate", "FloatDistribution"),
+        ("LLMEDT", "augment.tau", "FloatDistribution"),
+        ("LLMEDT", "augment.k", "IntDistribution"),
+        ("SASRec", "n_layers", "IntDistribution"),
+        ("LightGCN", "n_layers", "IntDistribution"),
+    ],
+)
+def test_a_range_from_0_to_1_has_fractions_where_the_default_is_no_whole_number(model, key, kind):
+    found = tuning._distribution(tuning.import_optuna(), {"low": 0, "high": 1}, config.default_of(model, key))
+    assert type(found).__name__ == kind
+
+
+def test_a_search_that_was_begun_with_another_kind_of_numbers_is_named(workplace, monkeypatch):
+    known, space = Known(monkeypatch, 1), {"learning_rate": {"low": 0, "high": 1}}
+    with monkeypatch.context() as patch:
+        patch.setattr(config, "default_of", lambda model, key: 1)
+        known.search(workplace / "SASRec", space, 1)
+    with pytest.raises(DataError, match="the search for SASRec was begun by .* delete its folder"):
+        known.search(workplace / "SASRec", space, 2)
+
+
+def test_a_search_that_begins_with_other_rows_is_another_search(workplace, monkeypatch):
+    for stage in ("embed", "augment", "profile"):
+        pipeline.STAGES[stage](settings(**{"augment.insertion": "none"}), lambda line: None)
+    base = pipeline.open_experiment(settings(**{"augment.insertion": "none"}))
+
+    def folder(space: str, k: int) -> str:
+        (workplace / "space.yaml").write_text(space, encoding="utf-8")
+        own = settings(**{"augment.insertion": "none", "augment.k": k, "tune.space": "space.yaml"})
+        return tuning.search_folder(SimpleNamespace(settings=own, base=base)).name
+
+    rows, model = "LLMEDT: {augment: {insertion: [random, append]}}", "LLMEDT: {alpha: [0, 1]}"
+    assert folder(rows, 1) != folder(rows, 7) and folder(model, 1) == folder(model, 7)
+
+
 def test_values_met_before_are_not_trained_again(workplace, monkeypatch):
     known = Known(monkeypatch, 3)
     table = known.search(workplace / "SASRec", {"learning_rate": [1, 2, 3], "weight_decay": [1, 2]}, 5)
@@ -282,6 +347,9 @@ def test_the_packaged_spaces_fit_their_models(name):
         ("SASRec: {augment.k: [1, 2]}", "augment.k changes the rows of all models; search it for LLMEDT"),
         ("SASRec: {candidates: [all]}", "candidates is the same for all variants"),
         ("SASRec: 3", "SASRec: expected keys below it, found 3"),
+        ("SASRec: {epochs: [1, 2]}", "SASRec: epochs is a column of trials.csv, and cannot be searched"),
+        ("SASRec: {n_layers: {low: 1, high: 5, step: 2.0}}", "n_layers: 3.0 is not a whole number"),
+        ("SASREC: {n_layers: [1]}\ndefault: {}", r"unknown model 'SASREC' \(did you mean 'SASRec'\?\)"),
     ],
 )
 def test_a_wrong_space_is_refused_before_any_work(workplace, capsys, space, message):
