@@ -161,7 +161,7 @@ class LLM4CDSR(TwoDomainModel):
         return tuple(parts)
 
     def _own_states(self, interaction: Any, predicted: Tensor, n: int) -> list[Tensor]:
-        """``[T, H]``: for each target the state of its domain's thread where the mixed sequence has got to.
+        """``[T, H]``, of ``n`` = T targets: the state of its domain's thread where the mixed sequence has got to.
 
         Zero where the user had nothing in that domain by then. An empty list without domain threads.
         """
