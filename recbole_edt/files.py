@@ -39,6 +39,7 @@ def alone_in(folder: Path) -> Iterator[None]:
     try:
         yield
     finally:
+        Path(lock.lock_file).unlink(missing_ok=True)  # who waited for it finds the work done
         lock.release()
 
 
