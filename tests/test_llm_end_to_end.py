@@ -60,7 +60,7 @@ def whole(local_llm, tmp_path_factory):
         "llm__model": local_llm.model,
         "llm__temperature": 1.0,  # at less it repeats what it was told
         "llm__max_tokens": 250,
-        "llm__seed": 2,
+        "llm__seed": 1,
     }
     given = arguments(local_llm.base_url, "pantry", **keys)
     with pytest.MonkeyPatch.context() as patch:
