@@ -908,7 +908,7 @@ def fitting(bench: Bench, rows: Mapping[str, Sequence[Row]]) -> dict[str, list[R
 
 def _too_many_clusters(bench: Bench, row: Row) -> str:
     try:
-        pipeline._check_clusters(bench.own(row, bench.settings.seeds[0]), bench.laboratory.base.dataset.source)
+        pipeline.check_clusters(bench.own(row, bench.settings.seeds[0]), bench.laboratory.base.dataset.source)
     except ConfigError as error:
         return str(error)
     return ""

@@ -75,11 +75,11 @@ def prepare(settings: Settings, say: Say) -> None:
     if not (split.leave_one_out(data) == split.TEST).any():
         path = folder / f"{name}.inter"
         raise DataError(f"{path}: no user has {split.MIN_RAW_ROWS} interactions, so none can be held out")
-    _check_clusters(settings, data)
+    check_clusters(settings, data)
     say(f"{name}: {raw.listed(raw.card(data))}")
 
 
-def _check_clusters(settings: Settings, data: atomic.TwoDomainData) -> None:
+def check_clusters(settings: Settings, data: atomic.TwoDomainData) -> None:
     """Raises: ConfigError naming every number of clusters that is larger than a domain."""
     sizes = [int(((data.item_domain == d) & ~data.virtual).sum()) for d in (0, 1)]
     smallest = sizes.index(min(sizes))
@@ -127,7 +127,7 @@ def augment_data(settings: Settings, say: Say, opened: Opener = LiveWriter) -> N
     """Generated items of the other domain, filtered and inserted: the augmented atomic files and their vectors."""
     table = embeddings.EmbeddingTable.load(item_vectors(settings))
     data = with_text(settings, table)
-    _check_clusters(settings, data)
+    check_clusters(settings, data)
     folder, name = augmented_folder(settings), settings.augmented
     outputs = [*augmented_files(settings), folder / AUGMENT_TRACE]
     inputs = _inputs(settings, data, item_vectors(settings), settings.augment)
