@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from recbole_edt import raw
 from recbole_edt.atomic import TwoDomainData, keep_rows
 from recbole_edt.embeddings import item_text
 from recbole_edt.errors import DataError
@@ -89,8 +90,7 @@ def write(folder: Path, data: TwoDomainData, augmented: TwoDomainData | None = N
     Raises: DataError if a file cannot be written.
     """
     found = figures(data, augmented)
-    manifest = folder / "prepare.json"
-    made = read_json(manifest) if manifest.is_file() else {}
+    made = raw.manifest(folder)
     if "counts" in made:  # else prepare was interrupted
         found["prepare"] = {"counts": made["counts"], "settings": made["config"], "versions": made["versions"]}
     write_json(folder / NAMES["json"], found)

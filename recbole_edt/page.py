@@ -434,8 +434,9 @@ def _reproduce(runs: Sequence[Run], settings: Settings) -> Iterator[Listing | st
     made = data_keys(settings)
     shared = next((found for run in runs if (found := _shared_keys(run))), {})
     yield Listing("Data", "\n".join(data_commands(settings.dataset, made, shared)), opened=True)
-    # Which profiles a model reads is among its own keys.
-    data = {key: value for one in made.values() for key, value in one.items() if key != "profile.pipeline"}
+    # Which profiles a model reads is among its own keys; what the files were made of, it need not know.
+    stages = [keys for stage, keys in made.items() if stage != "prepare"]
+    data = {key: value for one in stages for key, value in one.items() if key != "profile.pipeline"}
     for run in runs:
         yield Listing(run.name, " \\\n  ".join(command_of(run, data)), opened=True)
 
@@ -456,8 +457,8 @@ def data_commands(
         shared: keys of all stages.
     """
     every = {"dataset": dataset, **(shared or {})}
-    lines = [" ".join(["python run_edt.py prepare", *_arguments(every)])]
-    for name, keys in made.items():
+    lines = []
+    for name, keys in {"prepare": {}, **made}.items():
         stage = name.partition(" ")[0]  # profiles may be of several kinds
         lines.append(" ".join([f"python run_edt.py {stage}", *_arguments({**every, **keys})]))
     return lines
@@ -468,8 +469,9 @@ def data_keys(settings: Settings) -> dict[str, dict[str, Any]]:
     settings = replace(settings, data_variant="")  # a variant starts from the data set's own rows
     usual = config.load(settings.dataset, asks=False)
     found = {}
-    for name, manifest in pipeline.stage_manifests(settings).items():
-        if manifest:
+    manifests = {"prepare": raw.manifest(settings.folder), **pipeline.stage_manifests(settings)}
+    for name, manifest in manifests.items():
+        if manifest.get("config"):
             stage, made = name.partition(" ")[0], manifest["config"]
             # Of the prompts a hash is kept; where they are only the settings know.
             llm = {**made["llm"], "templates": settings.llm.templates} if "llm" in made else {}

@@ -31,7 +31,7 @@ from recbole_edt.readers import (
 )
 from recbole_edt.split import domain_ratio, training_rows
 
-RULES_VERSION = 2
+RULES_VERSION = 3
 """Raised whenever a reader turns the same source into other files."""
 MANIFEST = "prepare.json"
 TEXTS = ("title", "brand", "category", "description")
@@ -294,6 +294,12 @@ def is_made(config: PrepareConfig, folder: Path, name: str) -> bool:
         return False
     recorded = read_json(folder / MANIFEST)["config"].get("inputs", [])
     return all(_is_unchanged(_find(config, one["file"]), one) for one in recorded)
+
+
+def manifest(folder: Path) -> dict[str, Any]:
+    """What ``prepare`` wrote of itself into ``folder``; empty if it made no files there."""
+    path = folder / MANIFEST
+    return read_json(path) if path.is_file() else {}
 
 
 def source_hash(config: PrepareConfig) -> str:

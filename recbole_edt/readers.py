@@ -113,14 +113,17 @@ def seconds(values: Sequence[Any], unit: str = "s") -> np.ndarray:
     except (TypeError, ValueError, OverflowError):
         times = np.array([_number(value) for value in values])
         rest = np.flatnonzero(np.isnan(times))
+        times[times == _NO_TIME] = np.nan
         times /= PER_SECOND[unit]
         times[rest] = _dates([values[row] for row in rest])
     else:
+        times[times == _NO_TIME] = np.nan
         times /= PER_SECOND[unit]
     times[~np.isfinite(times)] = np.nan
     return times
 
 
+_NO_TIME = -(2.0**63)  # pandas' NaT as a number
 _EMPTY = ("", "nan", "nat", "none", "null")
 
 

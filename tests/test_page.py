@@ -144,6 +144,22 @@ def test_the_data_have_commands_with_the_keys_that_were_given(there):
     assert "python run_edt.py augment --dataset=tiny --k_core=2 --augment.n_clusters=3" in lines
 
 
+def test_the_data_of_raw_files_have_the_keys_that_make_them_again(workplace):
+    Path("raw").mkdir()
+    lines = [f"u{user},{domain}{(user + 3 * day) % 12},{day}" for user in range(6) for day, domain in enumerate("abab")]
+    for domain in "ab":
+        rows = [line for line in lines if f",{domain}" in line]
+        Path(f"raw/{domain} shop.csv").write_text("\n".join(["who,item_id,timestamp", *rows]) + "\n")
+    files = "{first: {interactions: a shop.csv}, other: {interactions: b shop.csv}}"
+    given = ["--prepare.source=table", f"--prepare.files={files}", "--prepare.columns={user_id: who}"]
+    assert run(["prepare", "--dataset=shops", "--domains=[first, other]", *given, "--prepare.after=1970-01-01"]) == 0
+    before = Path("atomic_files/shops/shops.inter").read_bytes()
+    (line,) = page.data_commands("shops", page.data_keys(config.load("shops")), {"domains": ["first", "other"]})
+    shutil.rmtree("atomic_files/shops")
+    assert run(shlex.split(line)[2:]) == 0
+    assert Path("atomic_files/shops/shops.inter").read_bytes() == before
+
+
 def folder_named_by(arguments: list[str]) -> Path:
     """The folder of the run that a command of a report trains; of an ablation, that of the variant."""
     stage, values, _ = parse(shlex.split(" ".join(arguments))[2:])

@@ -296,6 +296,10 @@ class TestSeconds:
         np.testing.assert_array_equal(seconds([1588687728923, 1.5, None], "ms"), [1588687728.923, 0.0015, np.nan])
         np.testing.assert_array_equal(seconds([float("inf"), float("nan"), "12"]), [np.nan, np.nan, 12])
 
+    @pytest.mark.parametrize("rest", [10**9, "1970-01-01T00:00:01Z"])
+    def test_the_number_that_pandas_writes_for_no_time_is_none(self, rest):
+        np.testing.assert_array_equal(seconds([-(2**63), rest], "ns"), [np.nan, 1])
+
     @pytest.mark.parametrize("zone", ["T10+02:00", "T10+02", "T100000+0200", " 10-02", "T10:00:00 +02:00", "T10Z"])
     def test_a_zone_is_that_of_its_own_text_alone(self, zone):
         ten = "2024-03-01T10:00:00"
