@@ -11,9 +11,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
-from sklearn.decomposition import PCA
 from torch import Tensor, nn
 
 from recbole_edt import losses
@@ -21,8 +19,13 @@ from recbole_edt.backbones import build_backbone, item_encoder
 from recbole_edt.dataset import DOMAIN_SEQ, DOMAIN_SEQ_LEN, LAST_WINDOW, TARGET_SEQ
 from recbole_edt.errors import choice_faults
 from recbole_edt.layers import ItemEncoder
-from recbole_edt.similarity import normalise
-from recbole_edt.two_domain import CommonSettings, TwoDomainModel, not_above_zero, read_settings
+from recbole_edt.two_domain import (
+    CommonSettings,
+    TwoDomainModel,
+    not_above_zero,
+    principal_components,
+    read_settings,
+)
 
 
 @dataclass(frozen=True)
@@ -234,17 +237,3 @@ class LLM4CDSR(TwoDomainModel):
                 own = own.index_copy(0, rows, thread(interaction[DOMAIN_SEQ[d]][rows], length[rows]))
             vectors.append(torch.cat([state, own], dim=-1))
         return torch.stack(vectors)
-
-
-def principal_components(vectors: Tensor, size: int) -> Tensor:
-    """The directions of ``[n, D]`` vectors in ``size`` numbers, ``[n, size]``: those in which they differ most.
-
-    Zero for a vector of zeros, and in what is left where there are fewer components than ``size``.
-    """
-    unit = normalise(vectors.cpu().numpy())
-    known = unit.any(axis=1)
-    found = np.zeros((len(unit), size), np.float32)
-    n = min(size, unit.shape[1], int(known.sum()) - 1)
-    if n > 0:
-        found[known, :n] = PCA(n, random_state=0).fit_transform(unit[known])
-    return torch.from_numpy(found)

@@ -19,12 +19,13 @@ from recbole_edt.backbones import build_backbone, item_encoder
 from recbole_edt.dataset import DOMAIN_SEQ, DOMAIN_SEQ_LEN, TARGET_SEQ
 from recbole_edt.errors import choice_faults
 from recbole_edt.layers import Adapter, ItemEncoder
-from recbole_edt.two_domain import CommonSettings, TwoDomainModel, not_above_zero, read_settings
+from recbole_edt.two_domain import CommonSettings, TwoDomainModel, not_above_zero, principal_components, read_settings
 
 # Fields of fine-tuning's batches.
 STATE, OWN_STATE, HAS_OWN = "state", "own_state", "has_own"
 CHOICES = {
     "item_representation": ("llm", "id", "llm+id"),
+    "item_ids": ("random", "pca"),
     "align_denominator": losses.DENOMINATORS,
 }
 
@@ -38,6 +39,8 @@ class ModelSettings(CommonSettings):
 
     item_representation: str = "llm"
     """``llm`` (adapted text), ``id`` (learnt embedding) or ``llm+id`` (their sum)."""
+    item_ids: str = "random"
+    """What learnt embeddings start from: ``random``, or ``pca`` of all text vectors (not in the paper)."""
     alpha: float = 0.7
     """Weight of the alignment loss, 0 turns profiles off. The paper uses 0.1 to 1.0, 0.7 on Cloth-Sport."""
     align_denominator: str = "paper"
@@ -62,6 +65,8 @@ class ModelSettings(CommonSettings):
     def faults(self) -> list[str]:
         """What is wrong with these values, one sentence each."""
         found = super().faults() + choice_faults(self, CHOICES) + not_above_zero(self, ("adapter_size",))
+        if self.item_ids == "pca" and self.item_representation == "llm":
+            found.append("item_ids: pca has no meaning where item_representation: llm has no learnt embeddings")
         if self.alpha < 0:
             found.append(f"alpha: {self.alpha!r} is below 0")
         return found
@@ -84,14 +89,21 @@ class LLMEDT(TwoDomainModel):
         super().__init__(config, dataset, settings)
         self.phase = "pretrain"
         self.finetuned = config["finetune_epochs"] != 0
-        text = None if settings.item_representation == "id" else dataset.item_vectors()
-        encoder = item_encoder(settings.backbone)(
-            self.n_items, settings.hidden_size, settings.item_representation, text
-        )
-        self.backbone = build_backbone(settings.backbone, config, dataset, encoder)
+        self.backbone = build_backbone(settings.backbone, config, dataset, self._items(dataset))
         self.user_adapters = nn.ModuleList(self._user_adapter() for _ in range(2))
         if settings.alpha > 0:
             self._read_profiles(dataset)
+
+    def _items(self, dataset: Any) -> ItemEncoder:
+        """The item encoder of Eq. 7, or what stands in for it."""
+        s = self.settings
+        by_text = s.item_representation != "id" or s.item_ids == "pca"
+        text = dataset.item_vectors() if by_text else None
+        encoder = item_encoder(s.backbone)(self.n_items, s.hidden_size, s.item_representation, text)
+        if s.item_ids == "pca":
+            assert encoder.ids is not None and text is not None
+            encoder.ids.weight.data[1:] = principal_components(text[1:], s.hidden_size)
+        return encoder
 
     def _user_adapter(self) -> Adapter:
         s = self.settings

@@ -8,9 +8,11 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from typing import Any, NamedTuple, TypeVar
 
+import numpy as np
 import torch
 from recbole.model.abstract_recommender import SequentialRecommender
 from recbole.utils import InputType
+from sklearn.decomposition import PCA
 from torch import Tensor
 
 from recbole_edt import losses
@@ -20,6 +22,7 @@ from recbole_edt.dataset import LAST_WINDOW, TARGET_SEQ
 from recbole_edt.errors import ConfigError, choice_faults
 from recbole_edt.evaluation import VectorScores
 from recbole_edt.layers import Adapter
+from recbole_edt.similarity import normalise
 
 LOSS_TYPES = ("BPR", "BCE", "CE", "SSM")
 S = TypeVar("S")
@@ -226,3 +229,17 @@ class TwoDomainModel(SequentialRecommender):
         vectors = self.user_vectors(interaction)
         own = vectors[self.item_domain[item] - 1, torch.arange(len(item), device=item.device)]
         return (own * self.item_vectors(item)).sum(-1)
+
+
+def principal_components(vectors: Tensor, size: int) -> Tensor:
+    """The directions of ``[n, D]`` vectors in ``size`` numbers, ``[n, size]``: those in which they differ most.
+
+    Zero for a vector of zeros, and in what is left where there are fewer components than ``size``.
+    """
+    unit = normalise(vectors.cpu().numpy())
+    known = unit.any(axis=1)
+    found = np.zeros((len(unit), size), np.float32)
+    n = min(size, unit.shape[1], int(known.sum()) - 1)
+    if n > 0:
+        found[known, :n] = PCA(n, random_state=0).fit_transform(unit[known])
+    return torch.from_numpy(found)

@@ -112,6 +112,8 @@ def test_the_name_that_recbole_keeps_for_itself_is_refused(refused):
         ("augment.injection_ratio=30", "augment.injection_ratio: 30 is not above 0 and at most 1"),
         ("alpha=-1", "alpha: -1 is below 0"),
         ("item_representation=text", "item_representation: 'text' is not one of llm, id, llm+id"),
+        ("item_ids=svd", "item_ids: 'svd' is not one of random, pca"),
+        ("item_ids=pca", "item_ids: pca has no meaning where item_representation: llm has no learnt embeddings"),
         ("loss_type=MSE", "loss_type: 'MSE' is not one of BPR, BCE, CE, SSM"),
         ("finetune_epochs=-1", "finetune_epochs: -1 is not a number of at least 0"),
         ("model_settings.SASRec.epochs=x", "model_settings.SASRec.epochs: 'x' is not a whole number"),

@@ -21,10 +21,10 @@ from recbole_edt.cli import run
 from recbole_edt.dataset import DOMAIN_SEQ, DOMAIN_SEQ_LEN, LAST_WINDOW, TARGET_SEQ
 from recbole_edt.errors import ConfigError
 from recbole_edt.evaluation import VectorScores
-from recbole_edt.llm4cdsr import LLM4CDSR, LLM4CDSRSettings, principal_components
+from recbole_edt.llm4cdsr import LLM4CDSR, LLM4CDSRSettings
 from recbole_edt.methods import METHODS
 from recbole_edt.trainer import load_checkpoint
-from recbole_edt.two_domain import read_settings
+from recbole_edt.two_domain import principal_components, read_settings
 
 NO_DROPOUT = dict.fromkeys(("attn_dropout_prob", "hidden_dropout_prob", "dropout_prob"), 0.0)
 

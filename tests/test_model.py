@@ -13,6 +13,7 @@ from recbole_edt.dataset import DOMAIN_SEQ, DOMAIN_SEQ_LEN, LAST_WINDOW, TARGET_
 from recbole_edt.errors import ConfigError
 from recbole_edt.layers import last_state
 from recbole_edt.model import LLMEDT, ModelSettings
+from recbole_edt.two_domain import principal_components
 
 
 @pytest.fixture
@@ -179,6 +180,18 @@ def test_only_the_user_adapters_change_in_finetuning_and_dropout_is_off(ready):
         optimizer.step()
     changed = {name for name, value in model.state_dict().items() if not torch.equal(value, before[name])}
     assert changed and all(name.startswith("user_adapters") for name in changed)
+
+
+@pytest.mark.parametrize("representation", ["id", "llm+id"])
+@pytest.mark.parametrize("backbone", ["SASRec", "BERT4Rec"])
+def test_learnt_embeddings_start_at_random_or_from_the_components_of_all_texts(ready, backbone, representation):
+    model, train_data, _ = ready(backbone=backbone, item_representation=representation, item_ids="pca")
+    ids, text = model.item_embedding.ids.weight, train_data._dataset.item_vectors()
+    expected = principal_components(text[1:], model.settings.hidden_size)
+    torch.testing.assert_close(ids[1:].detach(), expected)
+    assert expected.any() and not ids[0].any() and ids.requires_grad
+    other = ready(backbone=backbone, item_representation=representation)[0].item_embedding.ids.weight
+    assert other[1:].std().item() == pytest.approx(0.02, rel=0.2)
 
 
 @pytest.mark.parametrize("loss_type", ["BPR", "BCE", "CE", "SSM"])
