@@ -31,9 +31,10 @@ from recbole_edt.tables import Column, ResultTable
 
 LLM_EDT = "LLM-EDT"
 BASELINES = ("Pop", "GRU4Rec", "BERT4Rec", "SASRec")
-SASREC_TEXT = "SASRec + text"
 NO_PARTS: dict[str, Any] = {"use_generated": False, "alpha": 0, "finetune_epochs": 0}
 """LLM-EDT without its three parts: its backbone on item texts."""
+FROM_TEXT: dict[str, Any] = {**NO_PARTS, "item_representation": "id", "item_ids": "pca"}
+"""Its backbone on ids that start from the texts and never read them again."""
 WITHOUT = {"augment.insertion": "none"}
 METRICS = ("hit@10", "ndcg@10")
 QUANTILES = ("q0.10", "q0.50", "q0.90")
@@ -201,7 +202,11 @@ def baselines(settings: Settings) -> list[Row]:
     else:
         names = (*BASELINES, *_other_methods(), "LLMEDT")
     rows = [Row(METHODS[name].title if name in METHODS else name, name) for name in names if name != "LLMEDT"]
-    return [*rows, Row(SASREC_TEXT, "LLMEDT", NO_PARTS), Row(LLM_EDT)] if "LLMEDT" in names else rows
+    if "LLMEDT" not in names:
+        return rows
+    backbone = config.model_values(settings, "LLMEDT").get("backbone", "SASRec")
+    with_text = [(f"{backbone} from text", FROM_TEXT), (f"{backbone} + text", NO_PARTS)]
+    return [*rows, *(Row(name, "LLMEDT", keys) for name, keys in with_text), Row(LLM_EDT)]
 
 
 def variants(settings: Settings) -> list[Row]:

@@ -93,7 +93,7 @@ def test_means_and_deviations_are_those_of_the_runs(place):
 
 def test_the_runs_behind_a_table_are_named(place):
     runs = pd.read_csv(output(place[0], "table2") / "runs.csv")
-    assert set(runs["variant"]) == {"Pop", "SASRec", "SASRec + text", "LLM-EDT"}
+    assert set(runs["variant"]) == {"Pop", "SASRec", "SASRec from text", "SASRec + text", "LLM-EDT"}
     for row in runs[runs["domain"] == "overall"].to_dict("records"):
         ranks = read_ranks(place[0] / row["run"] / "ranks.csv")
         assert row["ndcg@10"] == pytest.approx(domain_metrics(ranks, (10,)).loc["overall", "ndcg@10"])
@@ -110,17 +110,19 @@ def test_table_2_names_the_papers_models_that_were_not_run_and_the_budget(place)
 def test_both_tests_stand_in_the_table_of_significance(place):
     table = table_of(place, "table2", "tests")
     assert [column.heading for column in table.columns[-4:]] == ["p", "p (Holm)", "over seeds p", "over seeds p (Holm)"]
-    assert {row[0] for row in table.rows} == {"Pop", "SASRec", "SASRec + text"}
-    assert len(table.rows) == 9 and "one-sided Welch t-test" in table.note
+    assert {row[0] for row in table.rows} == {"Pop", "SASRec", "SASRec from text", "SASRec + text"}
+    assert len(table.rows) == 12 and "one-sided Welch t-test" in table.note
 
 
-def test_text_alone_is_llm_edt_without_rows_profiles_and_fine_tuning(place):
-    folder = (
-        pd.read_csv(output(place[0], "table2") / "runs.csv").set_index("variant").loc["SASRec + text", "run"].iloc[0]
-    )
+@pytest.mark.parametrize(
+    ("name", "items"), [("SASRec from text", {"item_representation": "id", "item_ids": "pca"}), ("SASRec + text", {})]
+)
+def test_text_alone_is_llm_edt_without_rows_profiles_and_fine_tuning(place, name, items):
+    folder = pd.read_csv(output(place[0], "table2") / "runs.csv").set_index("variant").loc[name, "run"].iloc[0]
     result = json.loads((place[0] / folder / "result.json").read_text(encoding="utf-8"))
     assert [phase["phase"] for phase in result["phases"]] == ["pretrain"] and not result["sees_generated"]
-    assert config.read_file(place[0] / folder / "config.yaml")["alpha"] == 0
+    used = config.read_file(place[0] / folder / "config.yaml")
+    assert used["alpha"] == 0 and {key: used[key] for key in used if key in ("item_representation", "item_ids")} == items
 
 
 def test_table_1_counts_what_is_there(place):
@@ -281,9 +283,11 @@ def test_of_all_studies_those_that_lack_a_setting_are_left_out(workplace):
 def test_without_models_table_2_has_every_baseline_and_the_method(workplace):
     rows = experiment.baselines(config.load("tiny"))
     assert [row.name for row in rows][:4] == ["Pop", "GRU4Rec", "BERT4Rec", "SASRec"]
-    assert [row.name for row in rows][-2:] == ["SASRec + text", "LLM-EDT"]
+    assert [row.name for row in rows][-3:] == ["SASRec from text", "SASRec + text", "LLM-EDT"]
     assert {method.title for method in METHODS.values()} <= {row.name for row in rows}
     assert [row.name for row in experiment.baselines(settings(models="SASRec"))] == ["SASRec"]
+    other = experiment.baselines(settings(**{"models": "LLMEDT", "model_settings.LLMEDT.backbone": "GRU4Rec"}))
+    assert [row.name for row in other] == ["GRU4Rec from text", "GRU4Rec + text", "LLM-EDT"]
 
 
 def test_the_given_value_stands_among_the_papers_and_is_the_run_of_table_2(workplace):
