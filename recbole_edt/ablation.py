@@ -8,7 +8,7 @@ fine-tuning alone. Every training is a run like any other: done once, resumed, a
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -144,9 +144,16 @@ def ablate(settings: Settings, say: pipeline.Say) -> None:
         settings.command,
     )
     write_text(folder / "ablation.md", text)
-    for runs in found.values():
-        first = next(iter(runs.values()))[0]
-        report.print_seeds(runs, f"{_title(settings)}: {report.what_was_ranked(first.ranks)}")
+    for candidates, runs in found.items():
+        first = next(iter(runs))
+        title = f"{_title(settings)}: {report.what_was_ranked(runs[first][0].ranks)}"
+        report.print_seeds(runs, title)
+        tests = report.significance_table(report.paired_tests_over_seeds(runs, first), first, "ndcg@10", runs)
+        ending = "" if candidates == settings.candidates else f"-{candidates}"
+        for stem, table in {"means": report.mean_table(runs, title=f"Variants of {title}"), "tests": tests}.items():
+            replace(table, command=settings.command).save(folder, f"{stem}{ending}")
+    for note in without_effect(found[settings.candidates]):
+        say(note)
     if len(found) == 1 and SAMPLED not in found:
         say(f"note: {SAMPLED} is left out, a domain has too few items for it")
     say(f"report: {folder / 'ablation.md'}")
@@ -182,6 +189,17 @@ def ranked(
     except TooFewItems:
         return own
     return {**own, SAMPLED: pipeline.ranks_under(experiment, model, SAMPLED)}
+
+
+def without_effect(runs: Mapping[str, Sequence[report.ModelResult]]) -> list[str]:
+    """A note for every row whose ranks are, with each seed, those of a row before it."""
+    notes, seen = [], dict[str, str]()
+    for name, several in runs.items():
+        key = sha256_of(*(run.ranks[column].to_numpy() for run in several for column in ("higher", "tied")))
+        if key in seen:
+            notes.append(f"note: {name} ranks every target as {seen[key]} does: its keys change nothing here")
+        seen.setdefault(key, name)
+    return notes
 
 
 def run_rows(name: str, seed: int, candidates: str, result: report.ModelResult, run: Path) -> list[dict[str, Any]]:

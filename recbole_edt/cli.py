@@ -270,6 +270,9 @@ def _run_stage(stage: str | None, values: dict[str, str], command: str) -> int:
     settings = replace(config.load(dataset, files, overrides, asks), command=command)
     if stage == "doctor":
         return doctor.run(settings, print)
+    trained = settings.models if "models" in settings.given else settings.model_settings
+    for note in config.overruled(settings, overrides, [settings.model] if "model" in overrides else trained):
+        print(note)
     last = stage or ("train" if "model" in overrides else "compare")
     for model in {"train": (settings.model,), "compare": settings.models}.get(last, ()):
         config.check_model(settings, model)  # now, rather than after the models before it

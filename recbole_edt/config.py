@@ -11,9 +11,9 @@ import copy
 import difflib
 import math
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
-from functools import lru_cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from recbole.utils import ModelType, argument_list, get_model
 from recbole_edt import compat
 from recbole_edt.augment import AugmentConfig
 from recbole_edt.embeddings import EMBEDDERS, ENDPOINT
-from recbole_edt.errors import ConfigError, choice_faults
+from recbole_edt.errors import ConfigError, choice_faults, kind_of, same_kind
 from recbole_edt.evaluation import METRICS, OVERALL
 from recbole_edt.llm import LLMConfig
 from recbole_edt.methods import DEFAULT, METHODS
@@ -485,10 +485,11 @@ def _settings(values: dict[str, Any], origin: Mapping[str, str], asks: bool = Tr
     _check_own(kwargs, fault)
     _check_generators(kwargs, fault, asks)
     _check_models(kwargs, fault)
-    examples = _examples([*kwargs["models"], kwargs.get("model"), DEFAULT])
+    examples = _examples([*kwargs["models"], kwargs.get("model"), *METHODS])
     _check_values("", kwargs["recbole"], examples, fault)
     for model, own in kwargs.get("model_settings", {}).items():
-        _check_values(f"model_settings.{model}.", own, {**examples, **_examples([model])}, fault)
+        known = _examples([model])
+        _check_values(f"model_settings.{model}.", own, known if model in METHODS else {**examples, **known}, fault)
     if not faults:
         _check_methods(kwargs, fault)
     if faults:
@@ -621,27 +622,12 @@ def _check_values(prefix: str, values: Mapping[str, Any], examples: Mapping[str,
 
 def _problem(key: str, value: Any, examples: list[Any]) -> str | None:
     """What is wrong with a value, by RecBole's own default and by the key's range."""
-    if None not in examples and not any(_same_kind(value, example) for example in examples):
-        return f"{value!r} is not {_kind(examples[0])}"
+    if None not in examples and not any(same_kind(value, example) for example in examples):
+        return f"{value!r} is not {kind_of(examples[0])}"
     low, high = RANGES.get(key, (-math.inf, math.inf))
     if isinstance(value, int | float) and not (low <= value <= high and math.isfinite(value)):
         return f"{value!r} is not a number of at least {low}" + (f" and at most {high}" if high < math.inf else "")
     return None
-
-
-def _same_kind(value: Any, example: Any) -> bool:
-    if isinstance(example, bool) or isinstance(value, bool):
-        return isinstance(example, bool) and isinstance(value, bool)
-    if isinstance(example, float):
-        return isinstance(value, int | float)
-    if isinstance(example, Mapping):
-        return isinstance(value, Mapping | None)
-    return isinstance(value, type(example))
-
-
-def _kind(example: Any) -> str:
-    kinds = {bool: "true or false", int: "a whole number", float: "a number", str: "text", list: "a list"}
-    return kinds.get(type(example), "a mapping")
 
 
 def _topk_problem(value: Any, values: Mapping[str, Any]) -> str | None:
@@ -876,11 +862,41 @@ class EDTConfig(Config):
 
 
 def model_values(settings: Settings, model: str) -> dict[str, Any]:
-    """The settings of one model: those for all, then its own; for a method which profiles it reads, if not its own."""
-    values = {**settings.recbole, **(settings.model_settings.get(model) or {})}
+    """The settings of one model: those for all, then its own; for a method which profiles it reads, if not its own.
+
+    Of those for all it has no key that only other methods know: it would name another run of the same numbers.
+    """
+    foreign = _keys_of_others(model)
+    shared = {key: value for key, value in settings.recbole.items() if key not in foreign}
+    values = {**shared, **(settings.model_settings.get(model) or {})}
     if model in METHODS and profiles_of(settings, model) != METHODS[model].profiles:
         values["profiles"] = profiles_of(settings, model)
     return values
+
+
+SHARED_WITH_BASELINES = ("norm_first", "n_negatives")
+"""Keys of the methods that models of RecBole have here, too."""
+
+
+@cache
+def _keys_of_others(model: str) -> frozenset[str]:
+    """Keys that are those of methods alone, and not of this model."""
+    known = {*_defaults(model), *(() if model in METHODS else SHARED_WITH_BASELINES)}
+    return frozenset(key for method in METHODS.values() for key in method.defaults()) - known
+
+
+def overruled(settings: Settings, given: Collection[str], models: Iterable[str]) -> list[str]:
+    """A note for every key ``given`` for all models that does not count for one of ``models``, which has its own."""
+    notes = []
+    for model in models:
+        own = settings.model_settings.get(model) or {}
+        for key in given:
+            if key in own and own[key] != settings.recbole[key] and f"model_settings.{model}.{key}" not in given:
+                notes.append(
+                    f"note: --{key}={settings.recbole[key]} does not count for {model}, whose own is {own[key]}: "
+                    f"give --model_settings.{model}.{key}"
+                )
+    return notes
 
 
 BEST_OF = "best of {} trials per model, chosen on validation"

@@ -427,8 +427,10 @@ class EDTDataset(SequentialDataset):
         path = Path(named) if named else Path(self.dataset_path) / f"{self.dataset_name}.{kind}.safetensors"
         if not path.is_file():
             name = self.config["model"]
+            hint = "" if "-edt" in self.dataset_name else f"; they make the data set {self.dataset_name}-edt"
             raise DataError(
-                f"{path} does not exist: run the stages embed, augment and profile with --model={name}, or set {key}"
+                f"{path} does not exist: run the stages embed, augment and profile with --model={name}, or set "
+                f"{key}{hint}"
             )
         return path
 

@@ -10,7 +10,7 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
-from recbole_edt import atomic, compat, embeddings, raw, split
+from recbole_edt import atomic, compat, embeddings, pipeline, raw, split
 from recbole_edt.config import Settings
 from recbole_edt.endpoint import OPENAI, shown
 from recbole_edt.errors import EDTError
@@ -100,4 +100,10 @@ def _data(settings: Settings, say: Say) -> str | None:
     say(f"  {(n_rows < split.MIN_RAW_ROWS).sum()} users with fewer than 3 interactions only train")
     say(f"  {(marks == split.TEST).sum()} users have a validation and a test target")
     say(f"  {sum(not text for text in texts)} items without text, {silent} without interactions")
+    for note in raw.oddities(data):
+        say(f"  {note}")
+    try:
+        pipeline.check_clusters(settings, data)
+    except EDTError as error:
+        return str(error)
     return None

@@ -222,8 +222,11 @@ class EmbeddingTable:
             "vectors": np.ascontiguousarray(self.vectors, np.float32),
         }
         with write_safely(path) as temporary:
+            temporary.touch()
+            mode = temporary.stat().st_mode  # safetensors leaves a file that only its owner can read
             try:
                 save_file(arrays, temporary, {"embedding_table": json.dumps(self.meta, sort_keys=True)})
+                temporary.chmod(mode)
             except SafetensorError as error:
                 raise DataError(f"{path}: could not be written ({error})") from error
 
@@ -259,6 +262,8 @@ class EmbeddingTable:
                 raise ValueError("rows point outside the vectors")
         except FileNotFoundError as error:
             raise DataError(f"{path}: no such file; run the stage embed first") from error
+        except PermissionError as error:
+            raise DataError(f"{path}: cannot be read ({error.strerror}); give yourself the right to") from error
         except (OSError, KeyError, TypeError, ValueError) as error:
             raise DataError(
                 f"{path}: not a whole embedding table ({error}); delete it and embed again"

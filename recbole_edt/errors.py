@@ -42,3 +42,20 @@ def whole_number_faults(settings: Any, least: Mapping[str, int]) -> list[str]:
         for name, lowest in least.items()
         if not isinstance(value := getattr(settings, name), int) or isinstance(value, bool) or value < lowest
     ]
+
+
+def same_kind(value: Any, example: Any) -> bool:
+    """Whether a value may stand where a default of this type does; a whole number is a number, too."""
+    if isinstance(example, bool) or isinstance(value, bool):
+        return isinstance(example, bool) and isinstance(value, bool)
+    if isinstance(example, float):
+        return isinstance(value, int | float)
+    if isinstance(example, Mapping):
+        return isinstance(value, Mapping | None)
+    return isinstance(value, type(example))
+
+
+def kind_of(example: Any) -> str:
+    """What values like the example are called."""
+    kinds = {bool: "true or false", int: "a whole number", float: "a number", str: "text", list: "a list"}
+    return kinds.get(type(example), "a mapping")

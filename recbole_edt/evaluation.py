@@ -359,21 +359,23 @@ def write_ranks(ranks: pd.DataFrame, path: Path, user_tokens: np.ndarray, item_t
     user, item = np.asarray(user_tokens)[ranks["user"]], np.asarray(item_tokens)[ranks["item"]]
     with write_safely(path) as temporary:
         ranks.assign(user=user, item=item).to_csv(temporary, index=False, lineterminator="\n")
-    write_json(path.with_suffix(".json"), ranks.attrs)
+    write_json(path.with_suffix(".json"), {**ranks.attrs, "rows": len(ranks)})
 
 
 def read_ranks(path: Path) -> pd.DataFrame:
     """Read what `write_ranks` wrote; tokens are str, and ``attrs`` hold what was ranked.
 
-    Raises: DataError if a file is missing, or is no rank table.
+    Raises: DataError if a file is missing, cut short, or is no rank table.
     """
     about = read_json(path.with_suffix(".json"))
     try:
         ranks = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8")
         ranks = ranks.astype({"higher": np.int64, "tied": np.int64})
     except (OSError, ValueError, KeyError) as error:
-        raise DataError(f"{path}: not a rank table ({error}); evaluate the model again") from error
+        raise DataError(f"{path}: not a rank table ({error}); delete {path.parent} to train anew") from error
     _check_columns(ranks, path)
+    if (n := about.pop("rows", len(ranks))) != len(ranks):
+        raise DataError(f"{path}: {len(ranks)} rows instead of {n}; delete {path.parent} to train anew")
     for group in GROUP_LABELS.keys() & set(ranks.columns):
         ranks[group] = pd.Categorical(ranks[group], GROUP_LABELS[group], ordered=True)
     ranks.attrs = about

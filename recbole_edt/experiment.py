@@ -147,6 +147,8 @@ class Bench:
         for runs in found.values():
             for same_seed in zip(*runs.values(), strict=True):
                 report.check_comparable([run.ranks for run in same_seed])
+        for note in ablation.without_effect(found.get(self.settings.candidates, {})):
+            self.say(note)
         if ablation.SAMPLED not in found:
             self.say(f"note: {ablation.SAMPLED} is left out, a domain has too few items for it")
         return found
@@ -532,7 +534,7 @@ def figure6(bench: Bench, rows: Sequence[Row]) -> Outcome:
         found.append({"model": row.name, "parameters": run["parameters"], "train_seconds": run["seconds"], **speed})
     drawn = pd.DataFrame(found)
     columns = [Column("model"), Column("parameters"), Column("time to rank (ms per user)", decimals=3, best="min")]
-    columns += [Column("time to train (s)", decimals=0), Column("device")]
+    columns += [Column("time to train (s)", decimals=1), Column("device")]
     keys = ["model", "parameters", "ms_per_user", "train_seconds", "device"]
     candidates = report.candidates_in_words(bench.settings.candidates)
     note = (

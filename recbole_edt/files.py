@@ -223,4 +223,5 @@ def _unreadable(path: str | os.PathLike[str], error: OSError) -> DataError:
 
 
 def _unwritable(path: Path, error: OSError) -> DataError:
-    return DataError(f"{path}: cannot be written ({error.strerror or error}); free space or choose another folder")
+    remedy = "give yourself the right to" if isinstance(error, PermissionError) else "free space"
+    return DataError(f"{path}: cannot be written ({error.strerror or error}); {remedy} or choose another folder")

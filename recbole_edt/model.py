@@ -6,6 +6,7 @@ sequence (Eq. 8, 9, 13, 14); in the phase ``finetune`` only the user adapters ar
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -128,6 +129,11 @@ class LLMEDT(TwoDomainModel):
     @property
     def item_table(self) -> Tensor:
         return self.item_embedding.weight
+
+    def used_parameters(self) -> Iterator[nn.Parameter]:
+        """All but the user adapters where there is no fine-tuning."""
+        named = self.named_parameters()
+        return (one for name, one in named if self.finetuned or not name.startswith("user_adapters."))
 
     # ---- phases --------------------------------------------------------------------------------------------------
 

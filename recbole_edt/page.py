@@ -17,6 +17,7 @@ from typing import Any
 from urllib.parse import quote
 
 import numpy as np
+import pandas as pd
 import yaml
 
 from recbole_edt import config, figures, pipeline, raw, report
@@ -102,10 +103,10 @@ def make(settings: Settings, say: pipeline.Say, runs: str = "", output: str = ""
             )
         folders, own = [experiment.folder], pipeline.run_directory(experiment, settings.model)
         place = Path(output or experiment.folder / "report")
-    found = read_runs(folders, settings.models)
+    experiments = [] if runs else experiment_folders(settings)
+    found = read_runs(folders, settings.models, names_of(experiments))
     reference = _reference(found, own, settings.model)
     settings = _settings_of(settings, found[0]) if runs else settings
-    experiments = [] if runs else experiment_folders(settings)
     lines, sections = contents(found, reference, settings, experiments, place / "figures")
     title = f"{settings.dataset}: {_several(len(found), 'run')}"
     write_text(place / "report.html", html_report(title, lines, sections))
@@ -118,11 +119,31 @@ def make(settings: Settings, say: pipeline.Say, runs: str = "", output: str = ""
 # ---- runs --------------------------------------------------------------------------------------------------------
 
 
-def read_runs(folders: Sequence[Path], order: Sequence[str] = ()) -> list[Run]:
+def names_of(experiments: Sequence[Path]) -> dict[Path, str]:
+    """What the first experiment that has a run calls it, by the run's folder.
+
+    Raises: DataError for a damaged table of runs.
+    """
+    found: dict[Path, str] = {}
+    paths = [folder / name for folder in experiments for name in ("ablation.csv", "runs.csv")]
+    for path in filter(Path.is_file, paths):
+        try:
+            rows = pd.read_csv(path, dtype=str, keep_default_na=False)[["run", "variant"]]
+        except (OSError, ValueError, KeyError) as error:
+            raise DataError(f"{path}: not a table of runs ({error}); delete it, or its folder") from error
+        for run, variant in rows.itertuples(index=False):
+            found.setdefault(Path(run).resolve(), variant)
+    return found
+
+
+def read_runs(
+    folders: Sequence[Path], order: Sequence[str] = (), called: Mapping[Path, str] | None = None
+) -> list[Run]:
     """All finished runs in these folders, or in folders directly below them, with names that tell them apart.
 
     Args:
         order: names of models that come first.
+        called: names for runs that too many settings tell apart, by their folders.
 
     Raises: DataError naming every folder without one, and runs that cannot be compared.
     """
@@ -148,8 +169,8 @@ def read_runs(folders: Sequence[Path], order: Sequence[str] = ()) -> list[Run]:
         except DataError as error:
             raise DataError(f"{runs[0].folder} and {run.folder}: {error}") from None
     places = {name: place for place, name in enumerate(order)}
-    runs.sort(key=lambda run: (places.get(run.name, len(places)), run.name, run.folder.name))
-    return _told_apart(runs)
+    named = _told_apart(runs, called or {})
+    return sorted(named, key=lambda run: (places.get(run.result["model"], len(places)), run.name))
 
 
 def _read_run(folder: Path) -> Run:
@@ -161,13 +182,14 @@ def _read_run(folder: Path) -> Run:
     return Run(folder, result, {key: value for key, value in values.items() if key not in _RECBOLES_OWN}, shown)
 
 
-def _told_apart(runs: Sequence[Run]) -> list[Run]:
-    """Runs of one model get a name that says in which settings they differ, or else that of their folder."""
+def _told_apart(runs: Sequence[Run], called: Mapping[Path, str]) -> list[Run]:
+    """Runs of one model get a name that says in which settings they differ, or an experiment's, or their folder's."""
     names = []
     for run in runs:
         same = [other for other in runs if other.name == run.name]
         values = ", ".join(f"{key}={_value(run, key)}" for key in _differing(same))
-        named = f"{run.name} ({values})" if len(values) <= 60 else run.folder.name
+        short = called.get(run.folder, "") if len(values) > 60 else values
+        named = f"{run.name} ({short})" if short else run.folder.name
         names.append(named if len(same) > 1 else run.name)
     count = Counter(names)
     for place, run in enumerate(runs):

@@ -34,7 +34,15 @@ from recbole_edt import atomic, augment, card, embeddings, histories, profiles, 
 from recbole_edt import recommend as recommending
 from recbole_edt.baselines import SEQUENCE_ROWS, sequence_trained
 from recbole_edt.candidates import CandidateTable
-from recbole_edt.config import RUN_DEFAULTS, Settings, budget_note, model_values, own_file, recbole_config
+from recbole_edt.config import (
+    RUN_DEFAULTS,
+    Settings,
+    budget_note,
+    defaults_of,
+    model_values,
+    own_file,
+    recbole_config,
+)
 from recbole_edt.costs import Usage, dollars
 from recbole_edt.dataset import EDTDataset, SequenceLoader, artefacts_hash, eval_loader, rows_for, sees_generated
 from recbole_edt.errors import ConfigError, DataError
@@ -76,7 +84,8 @@ def prepare(settings: Settings, say: Say) -> None:
         path = folder / f"{name}.inter"
         raise DataError(f"{path}: no user has {split.MIN_RAW_ROWS} interactions, so none can be held out")
     check_clusters(settings, data)
-    say(f"{name}: {raw.listed(raw.card(data))}")
+    for line in (f"{name}: {raw.listed(raw.card(data))}", *raw.oddities(data)):
+        say(line)
 
 
 def check_clusters(settings: Settings, data: atomic.TwoDomainData) -> None:
@@ -514,11 +523,16 @@ def train_model(experiment: Experiment, name: str) -> report.ModelResult:
     Raises: DataError if another process is training it.
     """
     run_dir = run_directory(experiment, name)
-    if not (run_dir / "result.json").is_file():
+    if not _is_trained(run_dir):
         with alone_in(run_dir):
-            if not (run_dir / "result.json").is_file():  # another process may have ended just before
+            if not _is_trained(run_dir):  # another process may have ended just before
                 _run(experiment, _start(experiment, name, run_dir), name, run_dir)
     return read_result(run_dir)
+
+
+def _is_trained(run_dir: Path) -> bool:
+    """Whether a run is done and has its weights; without them it is trained again."""
+    return all((run_dir / name).is_file() for name in ("result.json", "best.pth"))
 
 
 def finished_run(experiment: Experiment, name: str) -> Path:
@@ -527,7 +541,7 @@ def finished_run(experiment: Experiment, name: str) -> Path:
     Raises: DataError naming what there is instead.
     """
     run_dir = run_directory(experiment, name)
-    if not (run_dir / "result.json").is_file():
+    if not _is_trained(run_dir):
         others = sorted(path.parent.name for path in experiment.folder.glob(f"{name}-*/result.json"))
         hint = f"; with other settings there is {', '.join(others)}: give its options again" if others else ""
         raise DataError(f"{run_dir} is no finished run of {name}: run the stage train first{hint}")
@@ -547,9 +561,9 @@ def train_on_all(experiment: Experiment, name: str) -> Path:
     """
     run_dir = finished_run(experiment, name)
     folder = run_dir / ALL_DATA
-    if not (folder / "result.json").is_file():
+    if not _is_trained(folder):
         with alone_in(folder):
-            if not (folder / "result.json").is_file():
+            if not _is_trained(folder):
                 _run_on_all(experiment, name, run_dir, folder)
     return folder
 
@@ -559,7 +573,7 @@ def _run_on_all(experiment: Experiment, name: str, run_dir: Path, folder: Path) 
     models = {**experiment.settings.model_settings, name: values}
     settings = dataclasses.replace(experiment.settings, model_settings=models)
     config = recbole_config(settings, name, settings.augmented, folder)
-    write_text(folder / "config.yaml", yaml.safe_dump(resolved_config(config), allow_unicode=True))
+    _write_config(config, folder)
     init_seed(config["seed"], config["reproducibility"])
     part = experiment.dataset.for_model(config).everything(sees_generated(config), _rows_of(config, name))
     train_data, cls = _training(config, name, [part, part, part])
@@ -680,8 +694,14 @@ def _run_to_validate(experiment: Experiment, name: str, run_dir: Path) -> None:
 def _start(experiment: Experiment, name: str, run_dir: Path) -> Any:
     """The configuration of a run that begins, or goes on, written into its folder."""
     config = recbole_config(experiment.settings, name, experiment.settings.augmented, run_dir)
-    write_text(run_dir / "config.yaml", yaml.safe_dump(resolved_config(config), allow_unicode=True))
+    _write_config(config, run_dir)
     return config
+
+
+def _write_config(config: Any, run_dir: Path) -> None:
+    """Every setting of a run, those that were not given, too."""
+    values = {**defaults_of(config["model"], config["backbone"]), **resolved_config(config)}
+    write_text(run_dir / "config.yaml", yaml.safe_dump(values, allow_unicode=True))
 
 
 def _fitted(experiment: Experiment, config: Any, name: str, run_dir: Path) -> tuple[Any, Any, Any, Any]:
@@ -700,7 +720,7 @@ def _training_of(trainer: Any, model: Any) -> dict[str, Any]:
     return {
         "phases": trainer.phases,
         "seconds": sum(row["train_seconds"] for row in trainer.epoch_log),
-        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "parameters": sum(one.numel() for one in getattr(model, "used_parameters", model.parameters)()),
     }
 
 

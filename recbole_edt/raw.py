@@ -681,6 +681,23 @@ def card(data: TwoDomainData) -> dict[str, int | float]:
     }
 
 
+def oddities(data: TwoDomainData, most: int = 10) -> list[str]:
+    """Notes on what keeps a data set from telling anything of two domains.
+
+    Args:
+        most: the longest list that is looked at.
+    """
+    found = card(data)
+    notes = [
+        f"note: {name} has {n} items, so that every target is among the first {most}, whatever the model"
+        for name in data.domains
+        if (n := found[f"items_{name}"]) <= most
+    ]
+    if not found["users_in_both_domains"]:
+        notes.append("note: no user acts in both domains, so that nothing is learnt of one from the other")
+    return notes
+
+
 def losses(folder: Path) -> str:
     """What ``prepare`` could not use of the interactions of the data set in ``folder``, or ``""``."""
     made = read_json(folder / MANIFEST)

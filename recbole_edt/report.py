@@ -190,7 +190,7 @@ def check_comparable(tables: Sequence[pd.DataFrame]) -> None:
         other = table.sort_values("user", kind="stable")
         if not np.array_equal(first["user"], other["user"]):
             n = len(set(first["user"]) ^ set(other["user"]))
-            raise DataError(f"rank tables differ in their users ({n} are in one of them only); evaluate again")
+            raise DataError(f"rank tables differ in their users ({n} are in one of them only); train both anew")
         n = int((first["item"].to_numpy() != other["item"].to_numpy()).sum())
         if n:
             raise DataError(f"rank tables differ in the targets of {n} users; evaluate both on one split")

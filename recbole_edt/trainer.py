@@ -236,12 +236,15 @@ class ResumableTraining:
 def load_checkpoint(path: Path, device: Any = "cpu") -> dict[str, Any]:
     """Read a checkpoint without unpickling anything but tensors and plain values.
 
-    Raises: DataError if the file is damaged or holds anything else.
+    Raises: DataError if the file is missing, damaged or holds anything else.
     """
+    if not path.is_file():
+        raise DataError(f"{path}: no such file; run the stage train again")
     try:
         return torch.load(path, map_location=device, weights_only=True)
     except Exception as error:  # torch raises several kinds for a damaged file
-        raise DataError(f"{path} is not a readable checkpoint ({error}); delete it to train anew") from None
+        why = str(error).partition("\n")[0]
+        raise DataError(f"{path} is not a readable checkpoint ({why}); delete it and train anew") from None
 
 
 def load_weights(model: Any, config: Any, path: Path) -> None:

@@ -19,7 +19,7 @@ from recbole_edt import losses
 from recbole_edt.backbones import PRE_NORM, backbone_faults
 from recbole_edt.candidates import DomainSampler
 from recbole_edt.dataset import LAST_WINDOW, TARGET_SEQ
-from recbole_edt.errors import ConfigError, choice_faults
+from recbole_edt.errors import ConfigError, choice_faults, kind_of, same_kind
 from recbole_edt.evaluation import VectorScores
 from recbole_edt.layers import Adapter
 from recbole_edt.similarity import normalise
@@ -31,11 +31,13 @@ S = TypeVar("S")
 def read_settings(cls: type[S], config: Any) -> S:
     """Take the keys of a settings class from a RecBole configuration, with defaults for those it lacks.
 
-    Raises: ConfigError listing every value that is out of range.
+    Raises: ConfigError listing every value that is of another type or out of range.
     """
-    given = {f.name: config[f.name] for f in fields(cls) if config[f.name] is not None}  # type: ignore[arg-type]
-    settings: Any = cls(**given)
-    if faults := settings.faults():
+    given = {f: config[f.name] for f in fields(cls) if config[f.name] is not None}  # type: ignore[arg-type]
+    wrong = {f: value for f, value in given.items() if not same_kind(value, f.default)}
+    faults = [f"{f.name}: {value!r} is not {kind_of(f.default)}" for f, value in wrong.items()]
+    settings: Any = cls(**{f.name: value for f, value in given.items()})
+    if faults := faults or settings.faults():
         raise ConfigError("; ".join(faults))
     return settings
 

@@ -163,9 +163,22 @@ def test_every_variant_and_seed_is_trained_once_and_the_tables_follow_from_their
     assert run(["ablate", *TINY, TWO]) == 0  # nothing is trained or written again but the report
     again = snapshot(Path("runs")) | snapshot(Path("atomic_files"))
     assert {path for path in again if again[path] != before.get(path)} == {
-        str(folder / name) for name in ("ablation.md", "ablation.csv")
+        str(path) for path in folder.iterdir()
     }
+    assert {path.name for path in folder.glob("*.json")} == {"means.json", "tests.json"}
+    assert f"{mean:.4f} ± {deviation:.4f}" in (folder / "means.md").read_text(encoding="utf-8")
     assert capsys.readouterr().out == printed
+
+
+def test_a_variant_whose_keys_change_nothing_is_said(workplace, capsys):
+    same = '"no more": {alpha: 0, align_temperature: 0.5}'
+    variants = f"--variants={{w/o Profiling: {{alpha: 0}}, {same}, other: {{learning_rate: 0.05}}}}"
+    assert run(["ablate", *TINY, "--alpha=0", "--seeds=1", variants]) == 0
+    notes = [line for line in capsys.readouterr().out.splitlines() if "its keys change nothing here" in line]
+    assert notes == [
+        f"note: {name} ranks every target as LLM-EDT does: its keys change nothing here"
+        for name in ("w/o Profiling", "no more")
+    ]
 
 
 def test_variants_that_differ_in_finetuning_alone_pretrain_once_and_end_as_if_each_had(workplace, capsys):

@@ -218,6 +218,38 @@ def test_later_files_and_the_command_line_win_key_by_key(workplace):
     assert settings.profile == config.ProfileConfig()
 
 
+def test_keys_of_every_method_may_stand_for_all_models_and_a_methods_own_are_its_own(workplace, refused):
+    settings = config.load("tiny", [], {"beta": 0.3, "models": ["SASRec"]})
+    assert "beta" not in config.model_values(settings, "SASRec")
+    assert config.model_values(settings, "LLM4CDSR")["beta"] == 0.3
+    shared = config.load("tiny", [], {"norm_first": True, "n_negatives": 8, "alpha": 0.5})
+    assert config.model_values(shared, "SASRec") == {"norm_first": True, "n_negatives": 8}
+    (line,) = refused("--model_settings.LLM4CDSR.item_ids=pca")
+    assert line.startswith("command line: unknown key 'model_settings.LLM4CDSR.item_ids'")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "models"),
+    [
+        (["--model=LLM4CDSR", "--alpha=0.9"], ["LLM4CDSR"]),
+        (["--model=LLM4CDSR", "--alpha=0.3"], []),
+        (["--model=LLM4CDSR", "--alpha=0.9", "--model_settings.LLM4CDSR.alpha=0.9"], []),
+        (["--model=LLMEDT", "--alpha=0.9"], []),
+        (["--models=SASRec,LLM4CDSR", "--alpha=0.9"], ["LLM4CDSR"]),
+        (["--models=SASRec", "--alpha=0.9"], []),
+        (["--alpha=0.9"], ["LLM4CDSR"]),
+    ],
+)
+def test_a_key_on_the_command_line_that_does_not_count_is_said(workplace, capsys, arguments, models):
+    Path("own.yaml").write_text("model_settings: {LLM4CDSR: {alpha: 0.3}}")
+    assert run(["prepare", "--dataset=tiny", "--config_files=own.yaml", *arguments]) == 0
+    notes = [line for line in capsys.readouterr().out.splitlines() if line.startswith("note: --")]
+    assert notes == [
+        f"note: --alpha=0.9 does not count for {model}, whose own is 0.3: give --model_settings.{model}.alpha"
+        for model in models
+    ]
+
+
 def test_loading_changes_nothing_that_the_caller_gave(workplace):
     overrides = {"model_settings": {"SASRec": {"seed": 1}}, "model_settings.SASRec.epochs": 2}
     settings = config.load("tiny", [], overrides)

@@ -32,6 +32,8 @@ def place(tmp_path, monkeypatch) -> Path:
     (folder / "three.item").write_text(ITEMS)
     rows = "".join(f"{user}\t{item}\t{time}\n" for user, item, time in ROWS)
     (folder / "three.inter").write_text(f"user_id:token\titem_id:token\ttimestamp:float\n{rows}")
+    (tmp_path / "dataset_configs").mkdir()
+    (tmp_path / "dataset_configs" / "three.yaml").write_text("augment: {n_clusters: 2}\nprofile: {n_clusters: 2}\n")
     return folder
 
 
@@ -45,6 +47,15 @@ def test_a_good_data_set_is_counted_by_hand(place, capsys):
     assert "  2 users have a validation and a test target" in printed
     assert "  1 items without text, 2 without interactions" in printed
     assert "recbole 1.2.1" in printed and "no problem found" in printed
+
+
+def test_what_keeps_a_data_set_from_telling_anything_is_said(place, capsys):
+    rows = "".join(f"{user}\t{item}\t{time}\n" for user, item, time in ROWS if item.startswith("f"))
+    (place / "three.inter").write_text(f"user_id:token\titem_id:token\ttimestamp:float\n{rows}bob\tk1\t9\nbob\tk1\t9\n")
+    assert run(["doctor", "--dataset=three", "--augment.n_clusters=10"]) == 1
+    printed = capsys.readouterr().out
+    assert "note: food has 3 items, so that every target is among the first 10, whatever the model" in printed
+    assert "PROBLEM: augment.n_clusters: 10 is more than the 2 items of kitchen" in printed
 
 
 def test_a_broken_data_set_is_a_problem_and_exit_status_1(place, capsys):

@@ -79,6 +79,20 @@ class TestEmbeddingTable:
         assert loaded.meta == {"kind": "item"}
         assert len(loaded) == 3 and loaded.dim == 2
 
+    def test_whoever_may_read_other_files_may_read_a_saved_table(self, tmp_path):
+        some_table().save(tmp_path / "t.safetensors")
+        (tmp_path / "other").touch()
+        assert (tmp_path / "t.safetensors").stat().st_mode == (tmp_path / "other").stat().st_mode
+
+    def test_a_table_that_may_not_be_read_is_not_called_damaged(self, tmp_path, monkeypatch):
+        def denied(path):
+            raise PermissionError(13, "Permission denied")
+
+        some_table().save(tmp_path / "t.safetensors")
+        monkeypatch.setattr(embeddings, "_read_header", denied)
+        with pytest.raises(DataError, match=r"cannot be read \(Permission denied\); give yourself the right to"):
+            EmbeddingTable.load(tmp_path / "t.safetensors")
+
     def test_vectors_stay_on_disk_until_they_are_asked_for(self, tmp_path):
         some_table().save(tmp_path / "t.safetensors")
         loaded = EmbeddingTable.load(tmp_path / "t.safetensors")

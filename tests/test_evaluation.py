@@ -346,6 +346,14 @@ def test_a_file_that_is_no_rank_table_is_named(tmp_path: Path, content):
         read_ranks(tmp_path / "ranks.csv")
 
 
+def test_a_table_that_was_cut_between_two_lines_is_refused(tmp_path: Path):
+    path = tmp_path / "ranks.csv"
+    write_ranks(small_table(), path, np.arange(9), np.arange(9))
+    path.write_text("".join(path.read_text().splitlines(keepends=True)[:-1]))
+    with pytest.raises(DataError, match=r"ranks\.csv: 3 rows instead of 4; delete .* to train anew"):
+        read_ranks(path)
+
+
 def test_a_missing_file_is_named(tmp_path: Path):
     with pytest.raises(DataError, match="ranks.json"):
         read_ranks(tmp_path / "ranks.csv")

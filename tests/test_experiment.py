@@ -115,14 +115,14 @@ def test_both_tests_stand_in_the_table_of_significance(place):
 
 
 @pytest.mark.parametrize(
-    ("name", "items"), [("SASRec from text", {"item_representation": "id", "item_ids": "pca"}), ("SASRec + text", {})]
+    ("name", "items"), [("SASRec from text", ("id", "pca")), ("SASRec + text", ("llm", "random"))]
 )
 def test_text_alone_is_llm_edt_without_rows_profiles_and_fine_tuning(place, name, items):
     folder = pd.read_csv(output(place[0], "table2") / "runs.csv").set_index("variant").loc[name, "run"].iloc[0]
     result = json.loads((place[0] / folder / "result.json").read_text(encoding="utf-8"))
     assert [phase["phase"] for phase in result["phases"]] == ["pretrain"] and not result["sees_generated"]
     used = config.read_file(place[0] / folder / "config.yaml")
-    assert used["alpha"] == 0 and {key: used[key] for key in used if key in ("item_representation", "item_ids")} == items
+    assert used["alpha"] == 0 and (used["item_representation"], used["item_ids"]) == items
 
 
 def test_table_1_counts_what_is_there(place):

@@ -335,6 +335,21 @@ def test_tables_of_one_study_that_share_a_name_are_both_in_the_report(tmp_path):
     assert names == ["table9-tests-bert4rec", "table9-tests-gru4rec"]
 
 
+def test_runs_that_many_settings_tell_apart_have_the_names_of_their_experiment(workplace):
+    keys = {"alpha": 0, "finetune_epochs": 0, "use_generated": False, "item_representation": "id"}
+    variants = json.dumps({"plain": keys, "the same": {**keys, "adapter_size": 3}})
+    assert run(["ablate", *TINY, "--model=LLMEDT", "--seeds=42", f"--variants={variants}"]) == 0
+    assert run(["report", *TINY]) == 0
+    (folder,) = Path("runs").glob("tiny-*/report")
+    names = {row[0].rstrip("†") for row in read(folder / "tables/results.json").rows}
+    assert names == {"LLMEDT (LLM-EDT)", "LLMEDT (plain)", "LLMEDT (the same)"}
+    text = (folder / "report.md").read_text(encoding="utf-8")
+    assert "Variants of LLMEDT on tiny, leave-one-out, test targets, seeds 42" in text
+    next(Path("runs").glob("tiny-ablation-*/ablation.csv")).write_text("seed\n1\n")
+    with pytest.raises(DataError, match=r"ablation\.csv: not a table of runs .*; delete it, or its folder"):
+        page.make(config.load("tiny", [], OPTIONS), print)
+
+
 def test_a_damaged_table_of_an_experiment_is_named(there, tmp_path):
     table = ResultTable("t", "T", ["a"], [("x",)])
     table.save(tmp_path)

@@ -100,6 +100,9 @@ def test_a_run_folder_is_named_after_everything_that_shapes_its_result(workplace
     other_rate = folder_of(learning_rate=0.5)
     assert other_rate[0] != sasrec and other_rate[1] != llmedt
     assert folder_of(candidates="all")[0].split("/")[1] != sasrec.split("/")[1]
+    # keys of other methods do not
+    assert (sasrec, llmedt) == folder_of(beta=0.5, regulariser_temperature=0.1)
+    assert sasrec == folder_of(alpha=0.5, item_representation="id", finetune_epochs=7)[0]
     without_rows = folder_of(use_generated=False)[1]
     # other augmented rows matter to LLM-EDT, and not to a model that never sees them
     pipeline.augment_data(settings(**{"augment.k": 1}), silent)
@@ -226,6 +229,34 @@ def test_two_processes_never_train_into_one_folder(workplace):
     assert pipeline.train_model(experiment, "Pop").name == "Pop"
     with FileLock(run_dir / ".lock"):  # a finished run is read by any number of them
         assert pipeline.train_model(experiment, "Pop").name == "Pop"
+
+
+def test_a_run_without_its_weights_is_trained_again(workplace):
+    augmented()
+    experiment = pipeline.open_experiment(settings(model="SASRec"))
+    first = pipeline.train_model(experiment, "SASRec")
+    run_dir = pipeline.run_directory(experiment, "SASRec")
+    weights = run_dir / "best.pth"
+    weights.write_bytes(weights.read_bytes()[:100])
+    with pytest.raises(DataError, match="best.pth is not a readable checkpoint .*; delete it and train anew") as error:
+        pipeline.open_run(experiment, "SASRec", run_dir)
+    assert "\n" not in str(error.value)
+    weights.unlink()
+    with pytest.raises(DataError, match="is no finished run of SASRec: run the stage train first"):
+        pipeline.finished_run(experiment, "SASRec")
+    pd.testing.assert_frame_equal(pipeline.train_model(experiment, "SASRec").ranks, first.ranks)
+    assert pipeline.finished_run(experiment, "SASRec") == run_dir and weights.is_file()
+
+
+def test_parameters_are_counted_without_those_that_nothing_uses(workplace):
+    for stage in ("embed", "augment", "profile"):
+        pipeline.STAGES[stage](settings(), silent)
+    counted = {}
+    for epochs in (0, 1):
+        experiment = pipeline.open_experiment(settings(model="LLMEDT", epochs=1, finetune_epochs=epochs))
+        counted[epochs] = pipeline.train_model(experiment, "LLMEDT").n_parameters
+    own = QUICK["hidden_size"], 64  # of the two user adapters, each down and up again with a bias
+    assert counted[1] - counted[0] == 2 * (2 * own[0] * own[1] + sum(own))
 
 
 @pytest.mark.parametrize("kind", ["train", "validate", "on all"])

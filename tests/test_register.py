@@ -23,7 +23,7 @@ from recbole.utils.argument_list import dataset_arguments
 import recbole_edt
 from recbole_edt import config, pipeline
 from recbole_edt.dataset import EDTDataset
-from recbole_edt.errors import ConfigError
+from recbole_edt.errors import ConfigError, DataError
 from recbole_edt.methods import METHODS
 from recbole_edt.model import LLMEDT
 from recbole_edt.trainer import LLMEDTTrainer
@@ -219,6 +219,17 @@ def test_run_recbole_trains_and_evaluates(registered, augmented, tmp_path):
     assert len(checkpoints) == 1
     about = {"model": "LLMEDT", "dataset": "tiny-edt", "backbone": "SASRec"}
     assert torch.load(checkpoints[0], weights_only=True)["config"] == about
+
+
+def test_a_value_of_another_kind_and_a_data_set_without_its_stages_are_named(registered, augmented):
+    pytest.importorskip("ray", reason="recbole.quick_start imports ray")
+    from recbole.quick_start import run_recbole
+
+    keys = {"data_path": str(augmented), **SMALL}
+    with pytest.raises(ConfigError, match="hidden_size: 1.5 is not a whole number; beta: 'word' is not a number"):
+        run_recbole(model="LLM4CDSR", dataset="tiny-edt", config_dict={**keys, "beta": "word", "hidden_size": 1.5})
+    with pytest.raises(DataError, match="; they make the data set tiny-edt"):
+        run_recbole(model="LLM4CDSR", dataset="tiny", config_dict=keys)
 
 
 def test_run_recbole_gives_the_same_result_twice(registered, augmented):
