@@ -134,8 +134,15 @@ def ablate(settings: Settings, say: pipeline.Say) -> None:
     folder = settings.runs_path / f"{settings.dataset}-ablation-{sha256_of([row['run'] for row in rows])[:8]}"
     with write_safely(folder / "ablation.csv") as temporary:
         pd.DataFrame(rows).to_csv(temporary, index=False, lineterminator="\n")
+    tables = {}
+    for candidates, runs in found.items():
+        tables[candidates] = report.variant_tables(runs, f"Variants of {_title(settings)}")
+        report.print_result(tables[candidates]["means"])
+        ending = "" if candidates == settings.candidates else f"-{candidates}"
+        for stem, table in tables[candidates].items():
+            replace(table, command=settings.command).save(folder, f"{stem}{ending}")
     text = report.variants_report(
-        found,
+        tables.values(),
         f"Variants of {_title(settings)}",
         pipeline.about(settings, [settings.model]),
         [f"{name}: {_changes(keys)}" for name, keys in variants.items()],
@@ -144,15 +151,7 @@ def ablate(settings: Settings, say: pipeline.Say) -> None:
         settings.command,
     )
     write_text(folder / "ablation.md", text)
-    for candidates, runs in found.items():
-        first = next(iter(runs))
-        title = f"{_title(settings)}: {report.what_was_ranked(runs[first][0].ranks)}"
-        report.print_seeds(runs, title)
-        tests = report.significance_table(report.paired_tests_over_seeds(runs, first), first, "ndcg@10", runs)
-        ending = "" if candidates == settings.candidates else f"-{candidates}"
-        for stem, table in {"means": report.mean_table(runs, title=f"Variants of {title}"), "tests": tests}.items():
-            replace(table, command=settings.command).save(folder, f"{stem}{ending}")
-    for note in without_effect(found[settings.candidates]):
+    for note in alike(found[settings.candidates]):
         say(note)
     if len(found) == 1 and SAMPLED not in found:
         say(f"note: {SAMPLED} is left out, a domain has too few items for it")
@@ -191,13 +190,13 @@ def ranked(
     return {**own, SAMPLED: pipeline.ranks_under(experiment, model, SAMPLED)}
 
 
-def without_effect(runs: Mapping[str, Sequence[report.ModelResult]]) -> list[str]:
+def alike(runs: Mapping[str, Sequence[report.ModelResult]]) -> list[str]:
     """A note for every row whose ranks are, with each seed, those of a row before it."""
     notes, seen = [], dict[str, str]()
     for name, several in runs.items():
         key = sha256_of(*(run.ranks[column].to_numpy() for run in several for column in ("higher", "tied")))
         if key in seen:
-            notes.append(f"note: {name} ranks every target as {seen[key]} does: its keys change nothing here")
+            notes.append(f"note: {name} ranks every target as {seen[key]} does")
         seen.setdefault(key, name)
     return notes
 

@@ -7,7 +7,7 @@ import os
 import shlex
 import sys
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from io import TextIOWrapper
 from pathlib import Path
@@ -60,8 +60,9 @@ STAGES = {
     "ablate": """Which part earns what: variants of one model over several seeds, means, deviations and paired tests.
 
         Reads   the source of prepare or your files, finished runs
-        Writes  runs/NAME-ablation-HASH/: ablation.md, ablation.csv; a run per variant and seed; and for variants with
-                rows or profiles of their own atomic_files/NAME-edt-HASH/
+        Writes  runs/NAME-ablation-HASH/: ablation.md, ablation.csv, tables means and tests (.json, .md, .csv, .tex),
+                also among 100 negatives; a run per variant and seed; and for variants with rows or profiles of
+                their own atomic_files/NAME-edt-HASH/
         Keys    model, variants (default: table 3 for LLMEDT, the parts of LLM4CDSR; for any other model without and
                 with inserted rows), seeds, and those of all stages before""",
     "audit": """NOT COMPARABLE: one trained LLM-EDT under the released code's protocol, leak by leak, and honestly.
@@ -270,10 +271,9 @@ def _run_stage(stage: str | None, values: dict[str, str], command: str) -> int:
     settings = replace(config.load(dataset, files, overrides, asks), command=command)
     if stage == "doctor":
         return doctor.run(settings, print)
-    trained = settings.models if "models" in settings.given else settings.model_settings
-    for note in config.overruled(settings, overrides, [settings.model] if "model" in overrides else trained):
-        print(note)
     last = stage or ("train" if "model" in overrides else "compare")
+    for note in config.overruled(settings, overrides, _trained(last, settings)):
+        print(note)
     for model in {"train": (settings.model,), "compare": settings.models}.get(last, ()):
         config.check_model(settings, model)  # now, rather than after the models before it
     if "dry_run" in options:
@@ -291,6 +291,15 @@ def _run_stage(stage: str | None, values: dict[str, str], command: str) -> int:
     else:
         pipeline.STAGES[stage](settings, print)
     return 0
+
+
+def _trained(stage: str, settings: Any) -> Iterable[str]:
+    """The models that a stage is about."""
+    if stage in ("train", "recommend", "ablate", "audit"):
+        return [settings.model]
+    if stage in ("compare", "tune"):
+        return settings.models
+    return settings.model_settings if stage.startswith("experiment") else []
 
 
 def _options(stage: str | None, values: dict[str, str]) -> dict[str, Any]:

@@ -875,14 +875,15 @@ def model_values(settings: Settings, model: str) -> dict[str, Any]:
 
 
 SHARED_WITH_BASELINES = ("norm_first", "n_negatives")
-"""Keys of the methods that models of RecBole have here, too."""
+"""Keys of the methods that `SEQUENCE_MODELS` have here, too."""
 
 
 @cache
 def _keys_of_others(model: str) -> frozenset[str]:
     """Keys that are those of methods alone, and not of this model."""
-    known = {*_defaults(model), *(() if model in METHODS else SHARED_WITH_BASELINES)}
-    return frozenset(key for method in METHODS.values() for key in method.defaults()) - known
+    known = {*_defaults(model), *(SHARED_WITH_BASELINES if model in SEQUENCE_MODELS else ())}
+    known |= {"profiles"} if model in METHODS else set()
+    return frozenset(("profiles", *(key for method in METHODS.values() for key in method.defaults()))) - known
 
 
 def overruled(settings: Settings, given: Collection[str], models: Iterable[str]) -> list[str]:
@@ -891,7 +892,8 @@ def overruled(settings: Settings, given: Collection[str], models: Iterable[str])
     for model in models:
         own = settings.model_settings.get(model) or {}
         for key in given:
-            if key in own and own[key] != settings.recbole[key] and f"model_settings.{model}.{key}" not in given:
+            loses = key in own and key in settings.recbole and own[key] != settings.recbole[key]
+            if loses and f"model_settings.{model}.{key}" not in given:
                 notes.append(
                     f"note: --{key}={settings.recbole[key]} does not count for {model}, whose own is {own[key]}: "
                     f"give --model_settings.{model}.{key}"

@@ -87,9 +87,12 @@ def _presence(variable: str) -> str:
 def _data(settings: Settings, say: Say) -> str | None:
     try:
         data = atomic.read(settings.folder, settings.dataset, settings.domains, settings.k_core)
+        found = raw.card(data)
+        for line in (f"data {settings.dataset}: {raw.listed(found)}", *raw.oddities(found, data.domains)):
+            say(line)
+        pipeline.check_clusters(settings, data)
     except EDTError as error:
         return str(error)
-    say(f"data {settings.dataset}: " + raw.listed(raw.card(data)))
     n_rows = np.diff(data.offsets)
     same_user = data.user[1:] == data.user[:-1]
     ties = same_user & (data.time[1:] == data.time[:-1])
@@ -100,10 +103,4 @@ def _data(settings: Settings, say: Say) -> str | None:
     say(f"  {(n_rows < split.MIN_RAW_ROWS).sum()} users with fewer than 3 interactions only train")
     say(f"  {(marks == split.TEST).sum()} users have a validation and a test target")
     say(f"  {sum(not text for text in texts)} items without text, {silent} without interactions")
-    for note in raw.oddities(data):
-        say(f"  {note}")
-    try:
-        pipeline.check_clusters(settings, data)
-    except EDTError as error:
-        return str(error)
     return None

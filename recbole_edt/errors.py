@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from numbers import Integral, Real
 from typing import Any
 
 
@@ -49,7 +50,9 @@ def same_kind(value: Any, example: Any) -> bool:
     if isinstance(example, bool) or isinstance(value, bool):
         return isinstance(example, bool) and isinstance(value, bool)
     if isinstance(example, float):
-        return isinstance(value, int | float)
+        return isinstance(value, Real)
+    if isinstance(example, int):
+        return isinstance(value, Integral)
     if isinstance(example, Mapping):
         return isinstance(value, Mapping | None)
     return isinstance(value, type(example))

@@ -372,14 +372,19 @@ def read_ranks(path: Path) -> pd.DataFrame:
         ranks = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8")
         ranks = ranks.astype({"higher": np.int64, "tied": np.int64})
     except (OSError, ValueError, KeyError) as error:
-        raise DataError(f"{path}: not a rank table ({error}); delete {path.parent} to train anew") from error
+        raise DataError(f"{path}: not a rank table ({error}); {_remedy(path)}") from error
     _check_columns(ranks, path)
     if (n := about.pop("rows", len(ranks))) != len(ranks):
-        raise DataError(f"{path}: {len(ranks)} rows instead of {n}; delete {path.parent} to train anew")
+        raise DataError(f"{path}: {len(ranks)} rows instead of {n}; {_remedy(path)}")
     for group in GROUP_LABELS.keys() & set(ranks.columns):
         ranks[group] = pd.Categorical(ranks[group], GROUP_LABELS[group], ordered=True)
     ranks.attrs = about
     return ranks
+
+
+def _remedy(path: Path) -> str:
+    """What to do about a damaged table: other candidates than a run's own are ranked again when they are asked for."""
+    return f"delete {path.parent} to train anew" if path.name == "ranks.csv" else "delete it, it is made again"
 
 
 def _pieces(part: Tensor, width: int) -> tuple[Tensor, ...]:

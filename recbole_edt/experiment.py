@@ -147,7 +147,7 @@ class Bench:
         for runs in found.values():
             for same_seed in zip(*runs.values(), strict=True):
                 report.check_comparable([run.ranks for run in same_seed])
-        for note in ablation.without_effect(found.get(self.settings.candidates, {})):
+        for note in ablation.alike(found.get(self.settings.candidates, {})):
             self.say(note)
         if ablation.SAMPLED not in found:
             self.say(f"note: {ablation.SAMPLED} is left out, a domain has too few items for it")

@@ -385,7 +385,8 @@ def experiment_folders(settings: Settings) -> list[Path]:
 
 def _table_files(folder: Path) -> list[Path]:
     """The JSON files of a folder that hold tables of results."""
-    return [path for path in sorted(folder.glob("*.json")) if _is_table(read_json(path))]
+    paths = sorted(folder.glob("*.json"), key=lambda path: path.stem)  # a table before the same of other candidates
+    return [path for path in paths if _is_table(read_json(path))]
 
 
 def _is_table(value: Any) -> bool:

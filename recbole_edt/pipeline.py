@@ -84,7 +84,8 @@ def prepare(settings: Settings, say: Say) -> None:
         path = folder / f"{name}.inter"
         raise DataError(f"{path}: no user has {split.MIN_RAW_ROWS} interactions, so none can be held out")
     check_clusters(settings, data)
-    for line in (f"{name}: {raw.listed(raw.card(data))}", *raw.oddities(data)):
+    found = raw.card(data)
+    for line in (f"{name}: {raw.listed(found)}", *raw.oddities(found, data.domains)):
         say(line)
 
 
@@ -523,16 +524,11 @@ def train_model(experiment: Experiment, name: str) -> report.ModelResult:
     Raises: DataError if another process is training it.
     """
     run_dir = run_directory(experiment, name)
-    if not _is_trained(run_dir):
+    if not (run_dir / "result.json").is_file():
         with alone_in(run_dir):
-            if not _is_trained(run_dir):  # another process may have ended just before
+            if not (run_dir / "result.json").is_file():  # another process may have ended just before
                 _run(experiment, _start(experiment, name, run_dir), name, run_dir)
     return read_result(run_dir)
-
-
-def _is_trained(run_dir: Path) -> bool:
-    """Whether a run is done and has its weights; without them it is trained again."""
-    return all((run_dir / name).is_file() for name in ("result.json", "best.pth"))
 
 
 def finished_run(experiment: Experiment, name: str) -> Path:
@@ -541,7 +537,7 @@ def finished_run(experiment: Experiment, name: str) -> Path:
     Raises: DataError naming what there is instead.
     """
     run_dir = run_directory(experiment, name)
-    if not _is_trained(run_dir):
+    if not (run_dir / "result.json").is_file():
         others = sorted(path.parent.name for path in experiment.folder.glob(f"{name}-*/result.json"))
         hint = f"; with other settings there is {', '.join(others)}: give its options again" if others else ""
         raise DataError(f"{run_dir} is no finished run of {name}: run the stage train first{hint}")
@@ -561,9 +557,9 @@ def train_on_all(experiment: Experiment, name: str) -> Path:
     """
     run_dir = finished_run(experiment, name)
     folder = run_dir / ALL_DATA
-    if not _is_trained(folder):
+    if not (folder / "result.json").is_file():
         with alone_in(folder):
-            if not _is_trained(folder):
+            if not (folder / "result.json").is_file():
                 _run_on_all(experiment, name, run_dir, folder)
     return folder
 

@@ -681,17 +681,12 @@ def card(data: TwoDomainData) -> dict[str, int | float]:
     }
 
 
-def oddities(data: TwoDomainData, most: int = 10) -> list[str]:
-    """Notes on what keeps a data set from telling anything of two domains.
-
-    Args:
-        most: the longest list that is looked at.
-    """
-    found = card(data)
+def oddities(found: Mapping[str, int | float], domains: Sequence[str]) -> list[str]:
+    """Notes on what keeps a data set, by its `card`, from telling anything of two domains."""
     notes = [
-        f"note: {name} has {n} items, so that every target is among the first {most}, whatever the model"
-        for name in data.domains
-        if (n := found[f"items_{name}"]) <= most
+        f"note: {name} has {n} items, so that every target is among the first 10 of its domain, whatever the model"
+        for name in domains
+        if (n := found[f"items_{name}"]) <= 10
     ]
     if not found["users_in_both_domains"]:
         notes.append("note: no user acts in both domains, so that nothing is learnt of one from the other")

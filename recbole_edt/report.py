@@ -7,8 +7,8 @@ they are escaped wherever the output has a syntax of its own.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
 from typing import IO, Any
@@ -364,43 +364,47 @@ def mean_table(runs: Mapping[str, Sequence[ModelResult]], k: int = 10, title: st
     return ResultTable("means", title, ["variant", *columns], rows, note)
 
 
-def print_seeds(
-    runs: Mapping[str, Sequence[ModelResult]], title: str, k: int = 10, file: IO[str] | None = None
-) -> None:
-    """Print means with their deviations."""
-    print_result(mean_table(runs, k, title), file=file)
+def variant_tables(runs: Mapping[str, Sequence[ModelResult]], title: str, k: int = 10) -> dict[str, ResultTable]:
+    """``means`` of variants over seeds, and ``tests`` of the first against all others.
+
+    Args:
+        runs: by variant, a run per seed, seeds in the same order.
+        title: of the means; who was ranked follows it.
+        k: the cut-off.
+    """
+    first, metric = next(iter(runs)), f"ndcg@{k}"
+    ranked = what_was_ranked(runs[first][0].ranks)
+    tests = significance_table(paired_tests_over_seeds(runs, first, metric), first, metric, runs)
+    return {
+        "means": mean_table(runs, k, f"{title}: {ranked}"),
+        "tests": replace(tests, title=f"{tests.title}, each user's mean over seeds: {ranked}"),
+    }
 
 
 def variants_report(
-    runs: Mapping[str, Mapping[str, Sequence[ModelResult]]],
+    tables: Iterable[Mapping[str, ResultTable]],
     title: str,
     offline: str,
     variants: Sequence[str],
     settings: Sequence[str],
     versions: Mapping[str, str],
     reproduce: str,
-    k: int = 10,
 ) -> str:
-    """Variants of one model over several seeds, as Markdown; the first is tested against all others.
+    """Variants of one model over several seeds, as Markdown.
 
     Args:
-        runs: by candidates, then by variant: a run per seed, seeds in the same order.
+        tables: `variant_tables` by candidates.
         title: heading.
         offline: what stood in for a language model.
         variants: a line per variant on what it changes.
         settings: lines on what all have in common.
         versions: of the libraries.
         reproduce: the command that gives these numbers.
-        k: the cut-off of the tables.
     """
     sections = [f"# {escape_markdown(title)}", escape_markdown(offline)]
-    for several in runs.values():
-        first = next(iter(several))
-        means, ranked = mean_table(several, k), what_was_ranked(several[first][0].ranks)
-        found = paired_tests_over_seeds(several, first, f"ndcg@{k}")
-        tests = significance_table(found, first, f"ndcg@{k}", several)
-        sections += [f"## {escape_markdown(ranked)}", means.markdown()]
-        sections += [f"### {escape_markdown(tests.title)}, each user's mean over seeds", tests.markdown()]
+    for several in tables:
+        for table, level in ((several["means"], "##"), (several["tests"], "###")):
+            sections += [f"{level} {escape_markdown(table.title)}", table.markdown()]
     sections += ["## Variants", code(variants), "## Settings", code(settings)]
     sections += ["## Versions", code(f"{library} {version}" for library, version in versions.items())]
     return "\n\n".join([*sections, "## How to reproduce", code(reproduce.splitlines())]) + "\n"

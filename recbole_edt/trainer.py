@@ -238,13 +238,12 @@ def load_checkpoint(path: Path, device: Any = "cpu") -> dict[str, Any]:
 
     Raises: DataError if the file is missing, damaged or holds anything else.
     """
-    if not path.is_file():
-        raise DataError(f"{path}: no such file; run the stage train again")
     try:
         return torch.load(path, map_location=device, weights_only=True)
     except Exception as error:  # torch raises several kinds for a damaged file
         why = str(error).partition("\n")[0]
-        raise DataError(f"{path} is not a readable checkpoint ({why}); delete it and train anew") from None
+        damaged = path.parent if path.name == "best.pth" else path  # the run counts as done, as long as it is there
+        raise DataError(f"{path} is not a readable checkpoint ({why}); delete {damaged} to train anew") from None
 
 
 def load_weights(model: Any, config: Any, path: Path) -> None:

@@ -33,10 +33,11 @@ def read_settings(cls: type[S], config: Any) -> S:
 
     Raises: ConfigError listing every value that is of another type or out of range.
     """
-    given = {f: config[f.name] for f in fields(cls) if config[f.name] is not None}  # type: ignore[arg-type]
-    wrong = {f: value for f, value in given.items() if not same_kind(value, f.default)}
-    faults = [f"{f.name}: {value!r} is not {kind_of(f.default)}" for f, value in wrong.items()]
-    settings: Any = cls(**{f.name: value for f, value in given.items()})
+    known = {f.name: f.default for f in fields(cls)}  # type: ignore[arg-type]
+    given = {key: config[key] for key in known if config[key] is not None}
+    wrong = {key: value for key, value in given.items() if not same_kind(value, known[key])}
+    faults = [f"{key}: {value!r} is not {kind_of(known[key])}" for key, value in wrong.items()]
+    settings: Any = cls(**given)
     if faults := faults or settings.faults():
         raise ConfigError("; ".join(faults))
     return settings

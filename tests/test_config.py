@@ -224,25 +224,29 @@ def test_keys_of_every_method_may_stand_for_all_models_and_a_methods_own_are_its
     assert config.model_values(settings, "LLM4CDSR")["beta"] == 0.3
     shared = config.load("tiny", [], {"norm_first": True, "n_negatives": 8, "alpha": 0.5})
     assert config.model_values(shared, "SASRec") == {"norm_first": True, "n_negatives": 8}
+    assert config.model_values(config.with_keys(shared, {"profiles": "plain"}, "x"), "BPR") == {}
     (line,) = refused("--model_settings.LLM4CDSR.item_ids=pca")
     assert line.startswith("command line: unknown key 'model_settings.LLM4CDSR.item_ids'")
 
 
 @pytest.mark.parametrize(
-    ("arguments", "models"),
+    ("stage", "arguments", "models"),
     [
-        (["--model=LLM4CDSR", "--alpha=0.9"], ["LLM4CDSR"]),
-        (["--model=LLM4CDSR", "--alpha=0.3"], []),
-        (["--model=LLM4CDSR", "--alpha=0.9", "--model_settings.LLM4CDSR.alpha=0.9"], []),
-        (["--model=LLMEDT", "--alpha=0.9"], []),
-        (["--models=SASRec,LLM4CDSR", "--alpha=0.9"], ["LLM4CDSR"]),
-        (["--models=SASRec", "--alpha=0.9"], []),
-        (["--alpha=0.9"], ["LLM4CDSR"]),
+        ("train", ["--model=LLM4CDSR", "--alpha=0.9"], ["LLM4CDSR"]),
+        ("train", ["--model=LLM4CDSR", "--alpha=0.3"], []),
+        ("train", ["--model=LLM4CDSR", "--alpha=0.9", "--model_settings.LLM4CDSR.alpha=0.9"], []),
+        ("train", ["--models=LLM4CDSR", "--alpha=0.9"], ["LLMEDT"]),
+        ("compare", ["--models=SASRec,LLM4CDSR", "--alpha=0.9"], ["LLM4CDSR"]),
+        ("compare", ["--models=SASRec", "--alpha=0.9"], []),
+        ("experiment table2", ["--alpha=0.9"], ["LLM4CDSR", "LLMEDT"]),
+        ("prepare", ["--alpha=0.9", "--data_path=elsewhere"], []),
+        ("compare", ["--models=LLM4CDSR", "--data_path=elsewhere"], []),
     ],
 )
-def test_a_key_on_the_command_line_that_does_not_count_is_said(workplace, capsys, arguments, models):
-    Path("own.yaml").write_text("model_settings: {LLM4CDSR: {alpha: 0.3}}")
-    assert run(["prepare", "--dataset=tiny", "--config_files=own.yaml", *arguments]) == 0
+def test_a_key_on_the_command_line_that_does_not_count_is_said(workplace, capsys, stage, arguments, models):
+    Path("own.yaml").write_text("model_settings: {LLM4CDSR: {alpha: 0.3, data_path: x}, LLMEDT: {alpha: 0.3}}")
+    # There are no files yet, so that every stage ends early.
+    assert run([*stage.split(), "--dataset=none", "--config_files=own.yaml", *arguments]) in (1, 2)
     notes = [line for line in capsys.readouterr().out.splitlines() if line.startswith("note: --")]
     assert notes == [
         f"note: --alpha=0.9 does not count for {model}, whose own is 0.3: give --model_settings.{model}.alpha"

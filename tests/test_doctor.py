@@ -51,10 +51,11 @@ def test_a_good_data_set_is_counted_by_hand(place, capsys):
 
 def test_what_keeps_a_data_set_from_telling_anything_is_said(place, capsys):
     rows = "".join(f"{user}\t{item}\t{time}\n" for user, item, time in ROWS if item.startswith("f"))
-    (place / "three.inter").write_text(f"user_id:token\titem_id:token\ttimestamp:float\n{rows}bob\tk1\t9\nbob\tk1\t9\n")
+    (place / "three.inter").write_text(f"user_id:token\titem_id:token\ttimestamp:float\n{rows}new\tk1\t9\n")
     assert run(["doctor", "--dataset=three", "--augment.n_clusters=10"]) == 1
     printed = capsys.readouterr().out
-    assert "note: food has 3 items, so that every target is among the first 10, whatever the model" in printed
+    assert "note: food has 3 items, so that every target is among the first 10 of its domain, whatever" in printed
+    assert "note: no user acts in both domains, so that nothing is learnt of one from the other" in printed
     assert "PROBLEM: augment.n_clusters: 10 is more than the 2 items of kitchen" in printed
 
 

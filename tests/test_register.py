@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import recbole.data.dataset as datasets
 import recbole.model.sequential_recommender as models
@@ -228,6 +229,8 @@ def test_a_value_of_another_kind_and_a_data_set_without_its_stages_are_named(reg
     keys = {"data_path": str(augmented), **SMALL}
     with pytest.raises(ConfigError, match="hidden_size: 1.5 is not a whole number; beta: 'word' is not a number"):
         run_recbole(model="LLM4CDSR", dataset="tiny-edt", config_dict={**keys, "beta": "word", "hidden_size": 1.5})
+    numbers = {"hidden_size": np.int64(8), "alpha": np.float32(0.5), "epochs": 1, "finetune_epochs": 0}
+    assert run_recbole(model="LLMEDT", dataset="tiny-edt", config_dict={**keys, **numbers})["test_result"]
     with pytest.raises(DataError, match="; they make the data set tiny-edt"):
         run_recbole(model="LLM4CDSR", dataset="tiny", config_dict=keys)
 
