@@ -500,11 +500,6 @@ def test_a_width_that_heads_do_not_divide_is_named():
         config.check_model(settings, "LLM4CDSR")
 
 
-def test_its_keys_are_unknown_where_it_is_not_trained():
-    with pytest.raises(ConfigError, match="unknown key 'domain_threads'"):
-        config.load("tiny", [], {"domain_threads": False})
-
-
 @pytest.mark.parametrize(
     ("given", "kinds"),
     [
