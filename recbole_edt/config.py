@@ -489,6 +489,9 @@ def _settings(values: dict[str, Any], origin: Mapping[str, str], asks: bool = Tr
     _check_values("", kwargs["recbole"], examples, fault)
     for model, own in kwargs.get("model_settings", {}).items():
         known = _examples([model])
+        for key in own.keys() & {*OWN, *GROUPS, "topk", "metrics"}:
+            fault(f"model_settings.{model}.{key}", f"model_settings.{model}.{key}: {key} is one for all models")
+            del own[key]
         _check_values(f"model_settings.{model}.", own, known if model in METHODS else {**examples, **known}, fault)
     if not faults:
         _check_methods(kwargs, fault)
@@ -613,7 +616,7 @@ def _check_values(prefix: str, values: Mapping[str, Any], examples: Mapping[str,
     for key, value in values.items():
         name = f"{prefix}{key}"
         if key not in examples:
-            fault(name, _unknown(name, {f"{prefix}{one}" for one in {*examples, *OWN, *GROUPS}}))
+            fault(name, _unknown(name, {f"{prefix}{one}" for one in {*examples, *(() if prefix else (*OWN, *GROUPS))}}))
         elif key in FIXED and value not in examples[key]:
             fault(name, f"{name}: {value!r} is not supported here: {FIXED[key]}")
         elif problem := SPECIAL[key](value, values) if key in SPECIAL else _problem(key, value, examples[key]):

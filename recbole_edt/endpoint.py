@@ -338,7 +338,7 @@ class Endpoint:
         if self._in_a_row >= max(most, self.config.concurrency):
             raise LLMError(
                 f"{self.url} failed {self._in_a_row} calls in a row for good; the last: {failure.kind}, "
-                f"{failure.message}. All answers so far are stored; run the same command again to go on"
+                f"{failure.message}. What was answered is stored; run the same command again to go on"
             )
 
     async def _post(self, path: str, body: Mapping[str, Any]) -> str:
@@ -377,7 +377,7 @@ class Endpoint:
             if failure.retry_after_s > LONGEST_WAIT_S:
                 raise LLMError(
                     f"{self.url} asks to wait for {failure.retry_after_s / 3600:.1f} hours ({failure.message}); "
-                    "all answers so far are stored: run the same command again then"
+                    "what was answered is stored: run the same command again then"
                 )
             wait_s = failure.retry_after_s
         if failure.kind == "rate limit":
@@ -404,7 +404,7 @@ class Endpoint:
         if error.code in ("insufficient_quota", "billing_hard_limit_reached") or status == 402:
             raise LLMError(
                 f"{self.url}: the account has no money left ({status}: {message}); top it up and run the same command "
-                "again, all answers so far are stored"
+                "again, what was answered is stored"
             ) from None
         if status in (401, 403):
             name = shown(self.config.api_key_env)

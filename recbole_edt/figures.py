@@ -59,7 +59,7 @@ def line(number: int) -> dict[str, Any]:
     """Colour, line and marker of the curve with this number, for ``axes.plot``."""
     return {
         "color": COLOURS[number % len(COLOURS)],
-        "linestyle": LINES[number % len(LINES)],
+        "linestyle": LINES[(number + number // len(COLOURS)) % len(LINES)],  # another where a colour comes again
         "marker": MARKERS[number % len(MARKERS)],
         "linewidth": 1.8,
         "markersize": 5,

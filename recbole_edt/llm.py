@@ -629,7 +629,7 @@ class Client:
     def _nobody(self, n: int) -> LLMError:
         last = f"; the last failure: {one.kind}, {one.message}" if (one := self._last_failure) else ""
         return LLMError(
-            f"{self.endpoint} answered nothing to {n} questions or texts{last}. All answers so far are stored; check "
+            f"{self.endpoint} answered nothing to {n} questions or texts{last}. What was answered is stored; check "
             "that the server is up, and run the same command again to go on"
         )
 

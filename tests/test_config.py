@@ -63,6 +63,9 @@ def test_a_mistyped_key_is_named_with_the_nearest_one(refused, given, meant):
         ("models=[[a]]", "models: unknown model '['a']'"),
         ("model=[a]", "model: unknown model '['a']'"),
         ("model_settings.Foo.seed=1", "model_settings.Foo: unknown model 'Foo'"),
+        ("model_settings.SASRec.data_path=x", "model_settings.SASRec.data_path: data_path is one for all models"),
+        ("model_settings.LLMEDT.augment.k=3", "model_settings.LLMEDT.augment: augment is one for all models"),
+        ("model_settings.SASRec.topk=[5]", "model_settings.SASRec.topk: topk is one for all models"),
         ("model_settings=5", "model_settings: expected models below it, found 5"),
         ("model_settings.SASRec=5", "model_settings.SASRec: expected keys below it, found 5"),
         ("augment=5", "augment: expected keys below it, found 5"),
@@ -244,7 +247,7 @@ def test_keys_of_every_method_may_stand_for_all_models_and_a_methods_own_are_its
     ],
 )
 def test_a_key_on_the_command_line_that_does_not_count_is_said(workplace, capsys, stage, arguments, models):
-    Path("own.yaml").write_text("model_settings: {LLM4CDSR: {alpha: 0.3, data_path: x}, LLMEDT: {alpha: 0.3}}")
+    Path("own.yaml").write_text("model_settings: {LLM4CDSR: {alpha: 0.3}, LLMEDT: {alpha: 0.3}}")
     # There are no files yet, so that every stage ends early.
     assert run([*stage.split(), "--dataset=none", "--config_files=own.yaml", *arguments]) in (1, 2)
     notes = [line for line in capsys.readouterr().out.splitlines() if line.startswith("note: --")]

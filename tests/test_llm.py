@@ -228,7 +228,7 @@ class TestFaultsThatPass:
     ):
         known(server, store)
         server.always = fault
-        with pytest.raises(LLMError, match=f"nothing to {n} questions.*answers so far are stored.*same command again"):
+        with pytest.raises(LLMError, match=f"nothing to {n} questions.*What was answered is stored.*same command"):
             client(server, store, retries=1).ask(requests(n), "asking")
         with pytest.raises(LLMError, match=f"nothing to {n} questions or texts; the last failure: "):
             client(server, store, retries=0).embed([f"tea {one}" for one in range(n)], "embedding")

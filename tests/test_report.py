@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from rich.console import Console
 from scipy import stats
 
-from recbole_edt import report
+from recbole_edt import figures, report
 from recbole_edt.errors import ConfigError, DataError
 from recbole_edt.evaluation import per_user
 from recbole_edt.report import (
@@ -406,3 +406,8 @@ def test_metric_values_come_from_the_ranks():
     table = ranks([0, 4, 50, 2])
     expected = per_user(table["higher"], table["tied"], "ndcg", 10).mean()
     assert comparison_table([ModelResult("a", table)]).loc["a", ("overall", "ndcg@10")] == pytest.approx(expected)
+
+
+def test_curves_without_markers_look_different():
+    looks = {(look["color"], look["linestyle"]) for look in map(figures.line, range(32))}
+    assert len(looks) == 32
