@@ -8,7 +8,7 @@ fine-tuning alone. Every training is a run like any other: done once, resumed, a
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -141,18 +141,19 @@ def ablate(settings: Settings, say: pipeline.Say) -> None:
         ending = "" if candidates == settings.candidates else f"-{candidates}"
         for stem, table in tables[candidates].items():
             replace(table, command=settings.command).save(folder, f"{stem}{ending}")
+    note = unread(settings, settings.model, variants.values()) if settings.model in METHODS else ""
     text = report.variants_report(
         tables.values(),
         f"Variants of {_title(settings)}",
         pipeline.about(settings, [settings.model]),
-        [f"{name}: {_changes(keys)}" for name, keys in variants.items()],
+        [*(f"{name}: {_changes(keys)}" for name, keys in variants.items()), *filter(None, [note])],
         _settings_lines(settings),
         library_versions(),
         settings.command,
     )
     write_text(folder / "ablation.md", text)
-    for note in alike(found[settings.candidates]):
-        say(note)
+    for line in [*alike(found[settings.candidates]), *filter(None, [note and f"note: {note}"])]:
+        say(line)
     if len(found) == 1 and SAMPLED not in found:
         say(f"note: {SAMPLED} is left out, a domain has too few items for it")
     say(f"report: {folder / 'ablation.md'}")
@@ -199,6 +200,14 @@ def alike(runs: Mapping[str, Sequence[report.ModelResult]]) -> list[str]:
             notes.append(f"note: {name} ranks every target as {seen[key]} does")
         seen.setdefault(key, name)
     return notes
+
+
+def unread(settings: Settings, model: str, variants: Iterable[Mapping[str, Any]]) -> str:
+    """A sentence where variants change inserted rows, which a method has been told not to read; else nothing."""
+    told = METHODS[model].use_generated and config.model_values(settings, model).get("use_generated") is False
+    if not told or not any(key.startswith("augment.") for keys in variants for key in keys):
+        return ""
+    return f"{METHODS[model].title} reads no inserted rows (use_generated: false); they reach its profiles alone."
 
 
 def run_rows(name: str, seed: int, candidates: str, result: report.ModelResult, run: Path) -> list[dict[str, Any]]:

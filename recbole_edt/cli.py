@@ -295,11 +295,14 @@ def _run_stage(stage: str | None, values: dict[str, str], command: str) -> int:
 
 def _trained(stage: str, settings: Any) -> Iterable[str]:
     """The models that a stage is about."""
+    from recbole_edt import experiment, tuning
+
+    if stage.startswith("experiment"):
+        rows = experiment.chosen_rows(settings, stage.partition(" ")[2], lambda line: None)
+        return dict.fromkeys(row.model for several in rows.values() for row in several)
     if stage in ("train", "recommend", "ablate", "audit"):
         return [settings.model]
-    if stage in ("compare", "tune"):
-        return settings.models
-    return settings.model_settings if stage.startswith("experiment") else []
+    return {"compare": settings.models, "tune": tuning.models_of(settings)}.get(stage, ())
 
 
 def _options(stage: str | None, values: dict[str, str]) -> dict[str, Any]:

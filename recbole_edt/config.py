@@ -489,10 +489,11 @@ def _settings(values: dict[str, Any], origin: Mapping[str, str], asks: bool = Tr
     _check_values("", kwargs["recbole"], examples, fault)
     for model, own in kwargs.get("model_settings", {}).items():
         known = _examples([model])
+        shared = {} if model in METHODS else {key: examples[key] for key in examples.keys() - _keys_of_others(model)}
         for key in own.keys() & {*OWN, *GROUPS, "topk", "metrics"}:
             fault(f"model_settings.{model}.{key}", f"model_settings.{model}.{key}: {key} is one for all models")
             del own[key]
-        _check_values(f"model_settings.{model}.", own, known if model in METHODS else {**examples, **known}, fault)
+        _check_values(f"model_settings.{model}.", own, {**shared, **known}, fault)
     if not faults:
         _check_methods(kwargs, fault)
     if faults:

@@ -173,8 +173,13 @@ class Bench:
         return (
             f"Mean ± standard deviation over seeds {seeds}; test targets, leave-one-out (split {base.split_hash[:8]}), "
             f"candidates: {report.candidates_in_words(candidates)}. {self.written(rows)}. "
-            f"{config.budget_note(self.settings, models)}"
+            f"{config.budget_note(self.settings, models)}{self.unread(rows)}"
         )
+
+    def unread(self, rows: Sequence[Row]) -> str:
+        """`ablation.unread` of the models of these rows."""
+        keys = {model: [row.keys for row in rows if row.model == model] for model in METHODS}
+        return "".join(f" {note}" for model in METHODS if (note := ablation.unread(self.settings, model, keys[model])))
 
     def titled(self, title: str) -> str:
         """A heading with the data set."""
@@ -206,8 +211,10 @@ def baselines(settings: Settings) -> list[Row]:
     rows = [Row(METHODS[name].title if name in METHODS else name, name) for name in names if name != "LLMEDT"]
     if "LLMEDT" not in names:
         return rows
-    backbone = config.model_values(settings, "LLMEDT").get("backbone", "SASRec")
-    with_text = [(f"{backbone} from text", FROM_TEXT), (f"{backbone} + text", NO_PARTS)]
+    own = config.model_values(settings, "LLMEDT")
+    backbone = own.get("backbone", "SASRec")
+    text = {"item_representation": "llm+id"} if own.get("item_representation") == "id" else {}  # ids alone have none
+    with_text = [(f"{backbone} from text", FROM_TEXT), (f"{backbone} + text", {**NO_PARTS, **text})]
     return [*rows, *(Row(name, "LLMEDT", keys) for name, keys in with_text), Row(LLM_EDT)]
 
 
@@ -271,10 +278,10 @@ def language_models(settings: Settings) -> list[Row]:
 def backbones(settings: Settings) -> list[Row]:
     """Two more backbones, alone, in LLM-EDT, and in the other methods known here."""
     rows = []
-    for backbone in ("GRU4Rec", "BERT4Rec"):
+    for backbone, own in {"GRU4Rec": {"norm_first": False}, "BERT4Rec": {}}.items():  # GRU4Rec has no such layers
         rows.append(Row(backbone, backbone))
         for model in (*_other_methods(), "LLMEDT"):
-            rows.append(Row(f"{METHODS[model].title} ({backbone})", model, {"backbone": backbone}))
+            rows.append(Row(f"{METHODS[model].title} ({backbone})", model, {"backbone": backbone, **own}))
     return rows
 
 

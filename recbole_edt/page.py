@@ -263,7 +263,8 @@ def _as_text(value: Any) -> str:
     """A value as the command line reads it."""
     if isinstance(value, str):
         return value
-    return yaml.safe_dump(value, default_flow_style=True, width=10**6, allow_unicode=True).removesuffix("...\n").strip()
+    text = yaml.safe_dump(value, default_flow_style=True, width=10**6, allow_unicode=True, sort_keys=False)
+    return text.removesuffix("...\n").strip()
 
 
 _AUGMENTED = re.compile(r"-edt(?:-([0-9a-f]{8}))?$")
@@ -496,6 +497,8 @@ def data_keys(settings: Settings) -> dict[str, dict[str, Any]]:
     for name, manifest in manifests.items():
         if manifest.get("config"):
             stage, made = name.partition(" ")[0], manifest["config"]
+            if "domains" in made:  # the first is domain A
+                made = {**made, "files": {domain: made["files"][domain] for domain in made["domains"]}}
             # Of the prompts a hash is kept; where they are only the settings know.
             llm = {**made["llm"], "templates": settings.llm.templates} if "llm" in made else {}
             found[name] = {**_changed(stage, made, usual), **_changed("llm", llm, usual)}

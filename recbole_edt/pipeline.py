@@ -615,7 +615,7 @@ def ranks_under(experiment: Experiment, name: str, candidates: str) -> pd.DataFr
     """Ranks of a finished run's test targets among other candidates than it was trained with, kept beside its own."""
     run_dir = run_directory(experiment, name)
     path = run_dir / f"ranks-{candidates}.csv"
-    if not path.is_file():
+    if not (path.is_file() and path.with_suffix(".json").is_file()):
         _, trainer, test_data = open_run(under(experiment, candidates), name, run_dir)
         with _log_to(run_dir / "log.txt"):
             trainer.evaluate(test_data, load_best_model=False)

@@ -24,7 +24,7 @@ from recbole_edt.readers import (
     Tally,
     blocks,
     file_progress,
-    is_empty,
+    is_no_time,
     plain_labels,
     plain_text,
     seconds,
@@ -336,7 +336,8 @@ class _Preparation:
 
     def settings(self) -> dict[str, Any]:
         """The configuration, and the raw files with what was read of them, for the manifest."""
-        return {**_plain(self.config), "inputs": [self._read_of(one) for one in self.inputs]}
+        inputs = [self._read_of(one) for one in self.inputs]
+        return {**_plain(self.config), "domains": self.domains, "inputs": inputs}  # a manifest's keys are sorted
 
     def account(self, rows: spill.Rows) -> dict[str, Any]:
         """What was read, dropped and kept, for the manifest."""
@@ -382,7 +383,7 @@ class _Preparation:
                 which = self.columns["item_id" if users[row] else "user_id"]
                 tally.fault(numbers[row], f"no {which if isinstance(which, str) else ' or '.join(which)}", rows[row])
             for row in np.flatnonzero(usable & np.isnan(times)):
-                if not is_empty(time := values["timestamp"][row]):
+                if not is_no_time(time := values["timestamp"][row]):
                     usable[row] = False
                     problem = f"neither a number nor an ISO 8601 date such as 2014-01-31 in {self.columns['timestamp']}"
                     tally.fault(numbers[row], problem, time)

@@ -132,6 +132,11 @@ def is_empty(value: Any) -> bool:
     return value.strip().lower() in _EMPTY if isinstance(value, str) else value is None or value != value
 
 
+def is_no_time(value: Any) -> bool:
+    """Whether a table says by this value that there is no time."""
+    return is_empty(value) or _number(value) == _NO_TIME
+
+
 _ZONE = re.compile(r"(?:Z|\d[T ]\d[^+-]*[+-][\d:]+)\s*$")
 
 

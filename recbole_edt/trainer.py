@@ -439,6 +439,7 @@ class LLMEDTTrainer(ResumableTraining, Trainer):
         self.epoch_log, self.phases = state["epoch_log"], state["phases"]
         train_data.generator.set_state(state["generator"].cpu())
         set_random_state(state["random"])
+        self._write_log()  # without fine-tuning nothing else writes it
 
     def _load_pretrained(self, path: str) -> None:
         if not Path(path).is_file():

@@ -16,12 +16,16 @@ import numpy as np
 import pytest
 import torch
 from browser import browser  # noqa: F401  (a fixture)
+from hypothesis import HealthCheck, settings
 from local_llm import local_llm  # noqa: F401  (a fixture)
 from recbole.data.interaction import Interaction
 
 from recbole_edt import config, pipeline
 from recbole_edt.dataset import DOMAIN_SEQ, DOMAIN_SEQ_LEN, LAST_WINDOW, TARGET_SEQ
 from recbole_edt.methods import METHODS
+
+settings.register_profile("any machine", suppress_health_check=[HealthCheck.too_slow])  # it may be busy
+settings.load_profile("any machine")
 
 WORDS = {
     "food": ["tea", "honey", "coffee", "pasta", "rice", "olive", "pepper", "sugar", "bean", "soup"],

@@ -185,6 +185,7 @@ def test_variants_that_differ_in_finetuning_alone_pretrain_once_and_end_as_if_ea
     for stage in ("embed", "augment", "profile"):
         pipeline.STAGES[stage](settings(), lambda line: None)
     keys = [{"finetune_learning_rate": 0.05}, {"finetune_learning_rate": 0.01}, {"adapter_size": 3}]
+    keys.append({"finetune_epochs": 0})
     weights = {}
     for share in (False, True):
         for number, own in enumerate(keys):
@@ -215,6 +216,8 @@ def test_ranks_among_sampled_candidates_are_those_of_a_run_that_had_them_from_th
     ranks = pipeline.ranks_under(full, "LLMEDT", "sampled-5")
     sampled = pipeline.train_model(pipeline.open_experiment(settings(candidates="sampled-5", **keys)), "LLMEDT").ranks
     pd.testing.assert_frame_equal(ranks, sampled)
+    (pipeline.run_directory(full, "LLMEDT") / "ranks-sampled-5.json").unlink()  # stopped before it was written
+    pd.testing.assert_frame_equal(pipeline.ranks_under(full, "LLMEDT", "sampled-5"), sampled)
     assert ranks.attrs == sampled.attrs and ranks.attrs["candidates"] == "sampled-5"
     with pytest.raises(DataError, match="cannot draw 100 candidates"):
         pipeline.ranks_under(full, "LLMEDT", "sampled-100")

@@ -230,6 +230,8 @@ def test_keys_of_every_method_may_stand_for_all_models_and_a_methods_own_are_its
     assert config.model_values(config.with_keys(shared, {"profiles": "plain"}, "x"), "BPR") == {}
     (line,) = refused("--model_settings.LLM4CDSR.item_ids=pca")
     assert line.startswith("command line: unknown key 'model_settings.LLM4CDSR.item_ids'")
+    (line,) = refused("--model_settings.SASRec.item_ids=pca")
+    assert line.startswith("command line: unknown key 'model_settings.SASRec.item_ids'")
 
 
 @pytest.mark.parametrize(
@@ -242,6 +244,8 @@ def test_keys_of_every_method_may_stand_for_all_models_and_a_methods_own_are_its
         ("compare", ["--models=SASRec,LLM4CDSR", "--alpha=0.9"], ["LLM4CDSR"]),
         ("compare", ["--models=SASRec", "--alpha=0.9"], []),
         ("experiment table2", ["--alpha=0.9"], ["LLM4CDSR", "LLMEDT"]),
+        ("experiment table3", ["--alpha=0.9"], ["LLMEDT"]),
+        ("tune", ["--model=LLM4CDSR", "--trials=1", "--alpha=0.9"], ["LLM4CDSR"]),
         ("prepare", ["--alpha=0.9", "--data_path=elsewhere"], []),
         ("compare", ["--models=LLM4CDSR", "--data_path=elsewhere"], []),
     ],

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from recbole_edt import __version__, config
+from recbole_edt import __version__, config, paper
 from recbole_edt.cli import STAGES
 from recbole_edt.methods import METHODS
 
@@ -16,6 +16,7 @@ ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 SETTINGS = (ROOT / "docs" / "settings.md").read_text(encoding="utf-8")
 CONFIGS = sorted((ROOT / "dataset_configs").glob("*.yaml"))
+PAIRS = [path for path in CONFIGS if path.stem.startswith("amazon2")]
 
 
 def documented() -> set[str]:
@@ -55,6 +56,12 @@ def test_every_ready_configuration_loads_and_says_how_to_run_it(path, monkeypatc
     monkeypatch.chdir(ROOT)
     assert config.load(path.stem).dataset == path.stem
     assert path.read_text(encoding="utf-8").startswith("# python run_edt.py")
+
+
+@pytest.mark.parametrize("path", PAIRS, ids=lambda path: path.stem)
+def test_the_papers_pairs_stand_beside_the_papers_numbers(path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    assert paper.printed("table2", list(config.load(path.stem).prepare.files)).same_domains
 
 
 def test_there_are_configurations_and_stages_to_look_at():

@@ -13,7 +13,7 @@ import toy
 from conftest import QUICK, write_tiny
 from faulty_server import FaultyServer
 
-from recbole_edt import card, config, experiment, figures, paper, pipeline, plots, report, tables
+from recbole_edt import ablation, card, config, experiment, figures, paper, pipeline, plots, report, tables
 from recbole_edt.cli import STUDIES, run
 from recbole_edt.embeddings import EmbeddingTable
 from recbole_edt.errors import ConfigError, DataError
@@ -288,6 +288,30 @@ def test_without_models_table_2_has_every_baseline_and_the_method(workplace):
     assert [row.name for row in experiment.baselines(settings(models="SASRec"))] == ["SASRec"]
     other = experiment.baselines(settings(**{"models": "LLMEDT", "model_settings.LLMEDT.backbone": "GRU4Rec"}))
     assert [row.name for row in other] == ["GRU4Rec from text", "GRU4Rec + text", "LLM-EDT"]
+
+
+def test_the_row_with_text_has_text_where_the_method_has_none(workplace):
+    ids = settings(**{"models": "LLMEDT", "model_settings.LLMEDT.item_representation": "id"})
+    chosen = [experiment.settings_of(ids, row, 1) for row in experiment.baselines(ids)]
+    found = [config.model_values(one, "LLMEDT")["item_representation"] for one in chosen]
+    assert found == ["id", "llm+id", "id"]
+
+
+def test_table_9_goes_with_pre_norm(workplace):
+    both = settings(norm_first=True)
+    rows = experiment.backbones(both)
+    experiment.check(both, rows)
+    chosen = {row.name: config.model_values(experiment.settings_of(both, row, 1), row.model) for row in rows}
+    assert not chosen["LLM-EDT (GRU4Rec)"]["norm_first"] and chosen["LLM-EDT (BERT4Rec)"]["norm_first"]
+
+
+def test_it_is_said_where_inserted_rows_are_varied_that_the_method_does_not_read(workplace):
+    without = settings(**{"model_settings.LLMEDT.use_generated": False})
+    varied = [row.keys for row in experiment.shares(without)]
+    assert "reads no inserted rows (use_generated: false)" in ablation.unread(without, "LLMEDT", varied)
+    assert ablation.unread(settings(), "LLMEDT", varied) == ""
+    assert ablation.unread(without, "LLMEDT", [row.keys for row in experiment.alphas(without)]) == ""
+    assert ablation.unread(without, "LLM4CDSR", varied) == ""  # it never reads any
 
 
 def test_the_given_value_stands_among_the_papers_and_is_the_run_of_table_2(workplace):

@@ -150,14 +150,14 @@ def test_the_data_of_raw_files_have_the_keys_that_make_them_again(workplace):
     for domain in "ab":
         rows = [line for line in lines if f",{domain}" in line]
         Path(f"raw/{domain} shop.csv").write_text("\n".join(["who,item_id,timestamp", *rows]) + "\n")
-    files = "{first: {interactions: a shop.csv}, other: {interactions: b shop.csv}}"
+    files = "{zoo: {interactions: a shop.csv}, park: {interactions: b shop.csv}}"  # the first is domain A
     given = ["--prepare.source=table", f"--prepare.files={files}", "--prepare.columns={user_id: who}"]
-    assert run(["prepare", "--dataset=shops", "--domains=[first, other]", *given, "--prepare.after=1970-01-01"]) == 0
-    before = Path("atomic_files/shops/shops.inter").read_bytes()
-    (line,) = page.data_commands("shops", page.data_keys(config.load("shops")), {"domains": ["first", "other"]})
+    assert run(["prepare", "--dataset=shops", *given, "--prepare.after=1970-01-01"]) == 0
+    before = [Path(f"atomic_files/shops/shops.{kind}").read_bytes() for kind in ("inter", "item")]
+    (line,) = page.data_commands("shops", page.data_keys(config.load("shops")))
     shutil.rmtree("atomic_files/shops")
     assert run(shlex.split(line)[2:]) == 0
-    assert Path("atomic_files/shops/shops.inter").read_bytes() == before
+    assert [Path(f"atomic_files/shops/shops.{kind}").read_bytes() for kind in ("inter", "item")] == before
 
 
 def folder_named_by(arguments: list[str]) -> Path:
