@@ -101,7 +101,8 @@ STAGES = {
         Reads   finished runs of the same split and candidates: those of the data set's run directory, or --runs
         Writes  runs/NAME-HASH/report/: report.html, report.md, tables/, figures/
         Options --runs=DIR,DIR (runs, or folders with runs; then it goes to runs/report/), --output=DIR
-        Keys    model (tested against all others), models (the order), candidates""",
+        Keys    model (tested against the others, ten at most: those with the highest ndcg@10), models (the order),
+                candidates""",
     "inspect": """What was done to one user's data: history, prompts, answers, proposals and their fate.
 
         Reads   the files of augment and profile, the stored answers

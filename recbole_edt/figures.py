@@ -93,6 +93,28 @@ def legend(axes: Any, title: str | None = None) -> None:
         axes.legend(handles, wrapped, title=title, fontsize=10, frameon=False, **place)
 
 
+def legend_below(figure: Any, axes: Any, title: str | None = None) -> None:
+    """A legend of these axes below all axes, in as many columns as fit; the figure grows by its height.
+
+    Args:
+        figure: with all its axes.
+        axes: whose names are shown; none if nothing has a name.
+        title: of the legend.
+    """
+    handles, names = axes.get_legend_handles_labels()
+    if not handles:
+        return
+    wrapped = [textwrap.fill(name, 30) for name in names]
+    place: Any = {"loc": "outside lower left", "alignment": "left"}
+    look: Any = {"title": title, "fontsize": 10, "frameon": False, "handlelength": 3.2, **place}
+    single = figure.legend(handles, wrapped, **look)
+    width, height = figure.get_size_inches()
+    columns = int(width * figure.dpi / single.get_window_extent().width)
+    single.remove()  # it was there to be measured
+    shown = figure.legend(handles, wrapped, ncols=max(1, min(columns, len(names))), **look)
+    figure.set_size_inches(width, height + shown.get_window_extent().height / figure.dpi)
+
+
 def plain(text: str) -> str:
     """Text without the dollar signs that would start a formula; a leading underscore would hide it from a legend."""
     return " " * text.startswith("_") + text.replace("$", r"\$")

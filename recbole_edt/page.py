@@ -301,27 +301,31 @@ def contents(
 
     Args:
         runs: that can be compared.
-        reference: name of the run that is tested against all others; None leaves the tests out.
+        reference: name of the run that is tested against the others; None leaves the tests out.
         settings: where the data are.
         experiments: folders with tables and figures.
         folder: where new pictures go.
     """
     results = [run.shown for run in runs]
-    tables = {table.name: table for table in report.report_tables(results, reference)}
+    tables = {table.name: table for table in report.report_tables(results)}
+    several = _over_seeds(runs)
+    groups = several or {result.name: [result] for result in results}
+    against = next((name for name, group in groups.items() if reference in [run.name for run in group]), None)
+    chosen = {name: groups[name] for name in report.highest(groups, against, METRIC)}
+    # A curve per seed would be too many; the first seed stands for the others.
+    shown = results if len(results) <= report.MOST else [group[0] for group in chosen.values()]
     bars, curves = folder / "results", folder / "curves"
-    plot_results(results, bars.with_suffix(".png"))
-    report.plot_curves(results, curves.with_suffix(".png"))
+    plot_results(shown, bars.with_suffix(".png"))
+    report.plot_curves(shown, curves.with_suffix(".png"))
     drawn = [
         Picture(bars, f"{METRIC} by domain; lines are 95 % intervals over users (bootstrap)"),
         Picture(curves, f"Validation {METRIC} and training loss by epoch"),
     ]
-    several = _over_seeds(runs)
     means = [replace(report.mean_table(several), title="Means over seeds")] if several else []
-    tests = _tests_over_seeds(several, settings.model) or ([tables["tests"]] if "tests" in tables else [])
     sections = [
         Section("Results", [tables["results"], *means, drawn[0]]),
         Section("Groups of users", [tables["groups"]] if "groups" in tables else []),
-        Section("Significance", tests),
+        Section("Significance", _tests(chosen, against, len(groups))),
         Section("Training", [tables["models"], drawn[1]]),
         *map(_experiment, experiments),
         Section("Data", list(_data(settings))),
@@ -332,7 +336,8 @@ def contents(
     ]
     ranks = results[0].ranks
     lines = [f"{report.what_was_ranked(ranks)}; split {ranks.attrs['split_hash'][:8]}", pipeline.llm_note(settings)]
-    return lines, [section for section in sections if section.parts]
+    lines.append(_left_out(len(runs), len(groups), against))
+    return list(filter(None, lines)), [section for section in sections if section.parts]
 
 
 def _reference(runs: Sequence[Run], own: Path, model: str) -> str | None:
@@ -342,20 +347,39 @@ def _reference(runs: Sequence[Run], own: Path, model: str) -> str | None:
     return next((run.name for run in [*exact, *of_model]), None)
 
 
-def _tests_over_seeds(several: Mapping[str, Sequence[ModelResult]], model: str) -> list[ResultTable]:
-    """Paired tests of each user's mean over seeds, where there are several."""
-    if model not in several or len(several) < 2:
+def _tests(chosen: Mapping[str, Sequence[ModelResult]], against: str | None, n_groups: int) -> list[ResultTable]:
+    """Paired tests of one with the others that were chosen, of each user's mean over seeds where there are several."""
+    if against is None or len(chosen) < 2:
         return []
-    found = report.paired_tests_over_seeds(several, model, METRIC)
-    tests = report.significance_table(found, model, METRIC, several)
-    return [replace(tests, title=f"{tests.title}, each user's mean over seeds")]
+    found = report.paired_tests_over_seeds(chosen, against, METRIC)
+    table = report.significance_table(found, against, METRIC, chosen)
+    over_seeds = ", each user's mean over seeds" * (len(chosen[against]) > 1)
+    # The table is also a file of its own.
+    left_out = f" The others are the {len(chosen) - 1} of {n_groups - 1} with the highest {METRIC}."
+    return [replace(table, title=table.title + over_seeds, note=table.note + left_out * (len(chosen) < n_groups))]
+
+
+def _left_out(n_runs: int, n_groups: int, against: str | None) -> str:
+    """What figures and tests leave out, in a sentence; empty if they leave out nothing."""
+    if n_runs <= report.MOST:
+        return ""
+    which = f"figures show the {report.MOST} with the highest {METRIC}"
+    if against is not None:
+        which = f"figures and tests show {against} and the {report.MOST - 1} others with the highest {METRIC}"
+    if n_groups <= report.MOST:
+        said = f"Of {n_runs} runs, figures show those with the first seed"
+    elif n_groups < n_runs:
+        said = f"Of {n_groups} groups of seeds, {which}, figures the first seed alone"
+    else:
+        said = f"Of {n_runs} runs, {which}"
+    return f"{said}; tables of results have all. Name folders (--runs=DIR,DIR) to choose others."
 
 
 def plot_results(results: Sequence[ModelResult], path: Path, metric: str = METRIC, seed: int = 42) -> None:
     """Bars of a metric by domain and model, each with its bootstrap 95 % interval over users."""
     domains = [*domains_of(results[0].ranks), OVERALL]
     name, k = report.parse_metric(metric)
-    figure, axes = figures.new(max(7, 1.5 + 0.35 * len(domains) * (len(results) + 1)), 4.2)
+    figure, axes = figures.new(min(10, max(7, 1.5 + 0.35 * len(domains) * (len(results) + 1))), 4.2)
     width = 0.8 / len(results)
     for number, result in enumerate(results):
         values = per_user(result.ranks["higher"], result.ranks["tied"], name, k)
@@ -368,7 +392,7 @@ def plot_results(results: Sequence[ModelResult], path: Path, metric: str = METRI
     axes.set_xticks(range(len(domains)), [figures.plain(domain) for domain in domains])
     axes.grid(visible=False, axis="x")
     figures.label(axes, "domain of the held-out item", f"{metric} (0 to 1)")
-    figures.legend(axes)
+    figures.legend_below(figure, axes)
     figures.save(figure, path)
 
 

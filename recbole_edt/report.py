@@ -39,6 +39,8 @@ from recbole_edt.tables import Column, ResultTable, code, escape_markdown, group
 EARLY_STOPPING, EPOCH_CAP = "early stopping", "epoch cap"
 DECIMALS = 4
 RESAMPLES = 10_000
+MOST = 10
+"""Most runs that a figure can tell apart, and that are tested as one family."""
 GROUP_NAMES = {
     "history": "length of history",
     "popularity": "popularity of the target",
@@ -48,6 +50,8 @@ GROUP_NAMES = {
 """What the groupings of ``evaluation.standard_groups`` are called in a table."""
 CAP_LEGEND = "ended by its epoch cap, not by early stopping: it may not have converged"
 
+# Names of phases that fit above the curves.
+_MOST_PHASES = 4
 # Random counts alive at a time while resampling.
 _BLOCK_ELEMENTS = 2**22
 
@@ -327,6 +331,24 @@ def one_sided(first: Sequence[float], second: Sequence[float]) -> float:
     return float(stats.ttest_ind_from_stats(*moments, equal_var=False, alternative="greater").pvalue)
 
 
+def highest(
+    runs: Mapping[str, Sequence[ModelResult]], keep: str | None, metric: str = "ndcg@10", most: int = MOST
+) -> list[str]:
+    """Names of those with the highest mean over all users and seeds, in the order of ``runs``.
+
+    Args:
+        runs: a run per seed, by name.
+        keep: a name that is always among them, if any.
+        metric: such as ``ndcg@10``.
+        most: how many names there may be.
+    """
+    means = {
+        name: float(np.mean([_values_by_user(run.ranks, metric) for run in several])) for name, several in runs.items()
+    }
+    best = sorted(means, key=lambda name: (name != keep, -means[name]))[:most]
+    return [name for name in runs if name in best]
+
+
 def parse_metric(metric: str) -> tuple[str, int]:
     """``ndcg@10`` to its parts; ConfigError if it is no such name."""
     match = re.fullmatch(r"([a-z]+)@([1-9]\d*)", metric)
@@ -543,13 +565,15 @@ def plot_curves(runs: Sequence[ModelResult], path: Path, metric: str = "ndcg@10"
 
     A dotted line marks the start of a run's next phase, a ring the epoch whose weights were tested.
     """
-    figure, (upper, lower) = figures.new(9, 7.2, n_rows=2, sharex=True)
+    figure, (upper, lower) = figures.new(10, 7, n_rows=2, sharex=True)
     for number, run in enumerate(runs):
         style = {**figures.line(number), "marker": ""}
         _draw_run(upper, run, metric, style)
         _draw_run(lower, run, "train_loss", style)
     _label_axes(upper, lower, metric)
-    figures.legend(upper, "† ended by its epoch cap" if any(run.status == EPOCH_CAP for run in runs) else None)
+    _name_phases(upper, [run for run in runs if run.epochs is not None and metric in run.epochs])
+    capped = any(run.status == EPOCH_CAP for run in runs)
+    figures.legend_below(figure, upper, "† ended by its epoch cap" if capped else None)
     figures.save(figure, path)
 
 
@@ -673,8 +697,7 @@ def _draw_run(axes: Any, run: ModelResult, column: str, style: Mapping[str, Any]
     if epochs is None or column not in epochs:
         return
     x, y = np.arange(1, len(epochs) + 1), epochs[column].to_numpy(dtype=float)
-    phase = epochs["phase"].astype(str).to_numpy() if "phase" in epochs else np.full(len(x), "")
-    starts = np.flatnonzero(phase[1:] != phase[:-1]) + 1
+    starts = list(_later_phases(run))
     label: str | None = figures.plain(_marked_names([run])[0])
     # A phase has a loss of its own, so the line is broken between them.
     for whole in np.split(np.arange(len(x)), starts):
@@ -683,23 +706,39 @@ def _draw_run(axes: Any, run: ModelResult, column: str, style: Mapping[str, Any]
         label = None
     for start in starts:
         axes.axvline(start + 0.5, color=style["color"], linestyle=":", linewidth=1)
-        if column != "train_loss":  # one name is enough for both panels
-            _name_phase(axes, start + 0.5, f"{run.name}: {phase[start]}")
     if run.best_epoch is not None and 1 <= run.best_epoch <= len(x):
         best = run.best_epoch - 1
         axes.plot(x[best], y[best], "o", markersize=9, markerfacecolor="none", color=style["color"])
 
 
-def _name_phase(axes: Any, x: float, text: str) -> None:
-    height = 4 + 11 * len(axes.texts)  # one above the other
-    place = {"xycoords": ("data", "axes fraction"), "xytext": (4, height), "textcoords": "offset points"}
-    axes.annotate(figures.plain(text), (x, 0), va="bottom", fontsize=8, color="#333333", **place)
+def _later_phases(run: ModelResult) -> dict[int, str]:
+    """Name of each phase but the first, by its first row."""
+    if run.epochs is None or "phase" not in run.epochs:
+        return {}
+    phase = run.epochs["phase"].astype(str).to_numpy()
+    return {int(start): phase[start] for start in np.flatnonzero(phase[1:] != phase[:-1]) + 1}
+
+
+def _name_phases(axes: Any, runs: Sequence[ModelResult]) -> None:
+    """Names above the axes, where they hide no curve, one above the other; none if there are too many for that."""
+    found = [(run.name, *phase) for run in runs for phase in _later_phases(run).items()]
+    if len(found) > _MOST_PHASES:
+        return
+    middle = sum(axes.get_xlim()) / 2
+    for place, (name, start, phase) in enumerate(found):
+        short = name if len(name) <= 40 else name[:39] + "…"
+        look: Any = {"va": "bottom", "ha": "left" if start + 0.5 < middle else "right", "fontsize": 8}
+        where: Any = {"xycoords": ("data", "axes fraction"), "xytext": (0, 2 + 11 * place)}
+        text = figures.plain(f"{short}: {phase}")
+        axes.annotate(text, (start + 0.5, 1), textcoords="offset points", color="#333333", **where, **look)
+    axes.set_title(axes.get_title(loc="left"), fontsize=11, loc="left", pad=6 + 11 * len(found))
 
 
 def _label_axes(upper: Any, lower: Any, metric: str) -> None:
-    upper.set_title("Training; a ring marks the epoch that was tested", fontsize=11, loc="left")
+    marks = "a ring marks the epoch that was tested, a dotted line the start of a next phase"
+    upper.set_title(f"Training; {marks}", fontsize=11, loc="left")
     upper.set_ylabel(f"validation {metric}")
-    lower.set_ylabel("training loss\n(comparable within a model and phase)")
+    lower.set_ylabel("training loss (comparable\nwithin a model and phase)")
     lower.set_xlabel("epoch")
     lower.xaxis.get_major_locator().set_params(integer=True)
     lowest, highest = lower.dataLim.intervaly

@@ -10,11 +10,12 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import yaml
 from conftest import QUICK, write_tiny
 
-from recbole_edt import ablation, config, page, pipeline
+from recbole_edt import ablation, config, page, pipeline, report
 from recbole_edt.cli import parse, run
 from recbole_edt.errors import DataError
 from recbole_edt.figures import new, save
@@ -300,6 +301,70 @@ def test_runs_that_read_other_rows_are_no_seeds_of_one_model(there, tmp_path):
     runs = page.read_runs([tmp_path])
     assert page._over_seeds(runs) == {} and page._differing(runs) == ["seed", "artefacts"]
     assert runs[1].name == "LLMEDT (seed=44, artefacts=01234567)"
+
+
+def many_runs(there: Path, folder: Path, seeds: tuple[int, ...]) -> None:
+    """Runs of twelve learning rates and these seeds in the folder: SASRec, the lower the rate the better, and LLMEDT,
+    which ranks as badly as the worst of them and lacks only seeds of its own."""
+    for number in range(12):
+        model = "SASRec" if number else "LLMEDT"
+        source = next(path for path in runs_of(there) if path.name.startswith(model))
+        for seed in seeds:
+            copy = folder / f"{model}-{number:02}-{seed}"
+            shutil.copytree(source, copy)
+            text = re.sub(r"(?m)^learning_rate: .*\n", "", (copy / "config.yaml").read_text())
+            text = re.sub(r"(?m)^seed: .*$", f"seed: {seed}", text)
+            (copy / "config.yaml").write_text(f"{text}\nlearning_rate: {number / 100}\n")
+            ranks = pd.read_csv(copy / "ranks.csv").assign(tied=0)
+            ranks["higher"] = (ranks.index % 2) * 50 + (number - 1 if number else 11)
+            ranks.to_csv(copy / "ranks.csv", index=False)
+
+
+def drawn_in(monkeypatch) -> list[list[str]]:
+    """Names of the runs of every figure that a report draws from now on."""
+    drawn: list[list[str]] = []
+    for module, name in ((page, "plot_results"), (report, "plot_curves")):
+        draw = getattr(module, name)
+
+        def keep(results, path, draw=draw):
+            drawn.append([one.name for one in results])
+            draw(results[:1], path)
+
+        monkeypatch.setattr(module, name, keep)
+    return drawn
+
+
+def test_of_more_than_ten_runs_figures_and_tests_show_the_best_and_the_reference(there, tmp_path, monkeypatch):
+    many_runs(there, tmp_path / "many", (42,))
+    drawn = drawn_in(monkeypatch)
+    order = "--models=LLMEDT,SASRec"
+    assert run(["report", f"--runs={tmp_path}/many", f"--output={tmp_path}/out", order]) == 0
+    best = ["LLMEDT", *(f"SASRec (learning_rate={number / 100})" for number in range(1, 10))]
+    assert drawn == [best, best]
+    tests = read(tmp_path / "out/tables/tests.json")
+    assert list(dict.fromkeys(row[0] for row in tests.rows)) == best[1:]
+    assert tests.note.endswith(" The others are the 9 of 11 with the highest ndcg@10.")
+    assert len(read(tmp_path / "out/tables/results.json").rows) == 12
+    said = "Of 12 runs, figures and tests show LLMEDT and the 9 others with the highest ndcg@10; tables of results have"
+    assert said in (tmp_path / "out/report.html").read_text(encoding="utf-8")
+
+
+def test_of_many_runs_over_seeds_the_first_seed_is_drawn_and_groups_are_tested(there, tmp_path, monkeypatch):
+    many_runs(there, tmp_path, (42, 44))
+    drawn = drawn_in(monkeypatch)
+    runs = page.read_runs([tmp_path], ("LLMEDT",))
+    lines, sections = page.contents(runs, runs[1].name, config.load("tiny"), [], tmp_path / "out")
+    assert runs[1].name == "LLMEDT (seed=44)" and len(drawn[0]) == 10
+    assert drawn[0][0] == "LLMEDT (seed=42)" and all("seed=42" in name for name in drawn[0])
+    (tests,) = next(section.parts for section in sections if section.title == "Significance")
+    assert tests.title == "LLMEDT against the others, ndcg@10, each user's mean over seeds"
+    assert len({row[0] for row in tests.rows}) == 9
+    assert lines[-1].startswith("Of 12 groups of seeds, figures and tests show LLMEDT and the 9 others with the ")
+    half = [one for one in runs if one.config["learning_rate"] < 0.06]
+    lines, _ = page.contents(half, None, config.load("tiny"), [], tmp_path / "out")
+    assert lines[-1].startswith("Of 12 runs, figures show those with the first seed; ") and len(drawn[-1]) == 6
+    assert page._left_out(12, 12, None).startswith("Of 12 runs, figures show the 10 with the highest ndcg@10; ")
+    assert page._left_out(10, 10, "LLMEDT") == page._left_out(10, 5, None) == ""
 
 
 def test_a_result_that_lacks_something_is_named(there, tmp_path):

@@ -387,6 +387,36 @@ def test_the_loss_axis_is_logarithmic_only_where_it_helps_and_can(tmp_path: Path
     assert scales == [scale]
 
 
+def test_the_highest_are_chosen_by_all_users_and_seeds_and_one_is_kept():
+    runs = {str(rank): [ModelResult("x", ranks([rank] * 4)), ModelResult("x", ranks([9] * 4))] for rank in (3, 0, 8, 1)}
+    assert report.highest(runs, None, most=2) == ["0", "1"]
+    assert report.highest(runs, "8", most=2) == ["0", "8"]
+    assert report.highest(runs, "8") == ["3", "0", "8", "1"]
+
+
+@pytest.mark.parametrize("n", [1, 3, 10])
+@pytest.mark.filterwarnings("error")
+def test_curves_of_up_to_ten_runs_have_whole_legends_and_nothing_on_top_of_each_other(tmp_path, monkeypatch, n):
+    long = "LLMEDT (item_representation=text, use_generated=False, a_long_key={})"
+    phases = epochs(("pretrain", [0.7] * 9), ("finetune", [0.5] * (n + 3)))
+    runs = [ModelResult(long.format(number), ranks([0]), phases, report.EPOCH_CAP) for number in range(n)]
+    kept = []
+    monkeypatch.setattr(figures, "save", lambda figure, path: kept.append(figure))
+    plot_curves(runs, tmp_path / "curves.png")
+    (figure,) = kept
+    figure.draw_without_rendering()
+    upper, lower = (axes.get_tightbbox() for axes in figure.axes)
+    (shown,) = figure.legends
+    legend, whole = shown.get_window_extent(), figure.bbox
+    assert figure.get_size_inches()[0] * 150 <= 1600 and len(shown.texts) == n
+    assert whole.x0 <= legend.x0 and legend.x1 <= whole.x1 and whole.y0 <= legend.y0 and legend.y1 < lower.y0
+    assert lower.y1 < upper.y0 and min(axes.bbox.height for axes in figure.axes) > 0.25 * 7 * figure.dpi
+    assert whole.x0 <= min(upper.x0, lower.x0) and max(upper.x1, lower.x1) <= whole.x1 and upper.y1 <= whole.y1
+    texts = [one.get_window_extent() for one in (*figure.axes[0].texts, figure.axes[0]._left_title)]
+    assert len(texts) == (n + 1 if n <= 4 else 1)
+    assert not any(one.overlaps(other) for place, one in enumerate(texts) for other in texts[:place])
+
+
 def test_a_name_with_a_dollar_sign_or_underscore_is_drawn(tmp_path: Path):
     runs = [ModelResult(name, ranks([0]), epochs(("a$", [1.0, 2.0]), ("$b", [1.0]))) for name in ("$x^{", "_y")]
     plot_curves(runs, tmp_path / "curves.png")
