@@ -56,11 +56,13 @@ class Tally:
     bad: int = 0
     first: str = ""
     """The first unusable line: its number, what is wrong, how it begins."""
+    first_number: int = 0
 
     def fault(self, number: int, problem: str, content: Any, n_lines: int = 1) -> None:
         """Count a line that cannot be used, or several from this one on."""
         self.bad += n_lines
-        if not self.first:
+        if not self.first or number < self.first_number:  # a block is parsed whole before its values are looked at
+            self.first_number = number
             self.first = f"line {number}: {problem}: {_excerpt(content)}"
 
     def check(self, done: bool = False) -> None:

@@ -631,6 +631,20 @@ class TestBadInput:
         files = {**FILES, "food": {"interactions": "meta_food.json", "items": "food.json.gz"}}
         self.refused(replace(amazon, files=files), tmp_path / "out", "meta_food.json: 3 of the 3 .*no reviewerID")
 
+    def test_the_first_unusable_line_is_shown_whatever_is_wrong_with_later_ones(self, amazon, tmp_path):
+        with open(tmp_path / "raw" / "kitchen.json", "a") as file:
+            file.write("<html>too many requests</html>\n")
+        swapped = {name: FILES[name] for name in ("kitchen", "food")}
+        config = replace(amazon, source="amazon2023", files=swapped)
+        self.refused(config, tmp_path / "out", "5 of the 5 lines read are unusable.*; line 1: no user_id: ")
+
+    def test_of_a_time_an_id_and_a_short_line_the_first_is_shown(self, tmp_path):
+        (tmp_path / "food.csv").write_text("user_id,item_id,timestamp\nu,i,soon\n,j,1\nshort\n")
+        (tmp_path / "kitchen.csv").write_text("user_id,item_id,timestamp\nu,o,1\n")
+        files = {name: {"interactions": f"{name}.csv"} for name in ("food", "kitchen")}
+        config = PrepareConfig("table", str(tmp_path), files)
+        self.refused(config, tmp_path / "out", "3 of the 3 lines read are unusable.*; line 2: neither a number")
+
     def test_swapped_categories_are_noticed(self, amazon, tmp_path):
         swapped = {
             "food": {"interactions": "food.json.gz", "items": "meta_kitchen.json.gz"},
