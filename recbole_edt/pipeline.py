@@ -85,7 +85,8 @@ def prepare(settings: Settings, say: Say) -> None:
         raise DataError(f"{path}: no user has {split.MIN_RAW_ROWS} interactions, so none can be held out")
     check_clusters(settings, data)
     found = raw.card(data)
-    for line in (f"{name}: {raw.listed(found)}", *raw.oddities(found, data.domains)):
+    lacking = [f"{name}: {lack}"] if (lack := raw.untitled(data)) else []
+    for line in (f"{name}: {raw.listed(found)}", *lacking, *raw.oddities(found, data.domains)):
         say(line)
 
 

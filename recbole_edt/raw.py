@@ -706,6 +706,16 @@ def losses(folder: Path) -> str:
     return f"dropped of {made['counts']['rows_read']:,} interactions read: {', '.join(parts)}" if parts else ""
 
 
+def untitled(data: TwoDomainData) -> str:
+    """How many items lack a title, or ``""`` if none does or there is no column of titles; virtual items do not count.
+    """
+    if "title" not in data.item_fields:
+        return ""
+    titles = data.item_fields["title"][~data.virtual]
+    n = int((titles == "").sum())
+    return f"{n:,} of {len(titles):,} items without a title" if n else ""
+
+
 def listed(figures: Mapping[str, Any]) -> str:
     """Figures of a card in one line."""
     return ", ".join(f"{key.replace('_', ' ')} {number(value)}" for key, value in figures.items())

@@ -856,6 +856,23 @@ class TestCommand:
         assert run(["prepare", "--dataset=shops"]) == 0
         assert "shops: dropped of 243 interactions read: 1 without a time" in capsys.readouterr().out
 
+    def test_says_how_many_items_have_no_title(self, shops, capsys):
+        from recbole_edt.cli import run
+
+        path = shops / "raw" / "food_products.csv"
+        path.write_text(path.read_text().replace("F3,food thing 3", "F3,").replace("F5,food thing 5,Acme\n", ""))
+        for _ in range(2):  # also where nothing is to be made
+            assert run(["prepare", "--dataset=shops"]) == 0
+            assert "shops: 2 of 24 items without a title\n" in capsys.readouterr().out
+        data = read(shops / "atomic_files" / "shops", "shops")
+        assert raw.untitled(replace(data, item_fields=data.item_fields.drop(columns="title"))) == ""
+
+    def test_says_nothing_of_titles_where_no_item_lacks_one(self, shops, capsys):
+        from recbole_edt.cli import run
+
+        assert run(["prepare", "--dataset=shops"]) == 0
+        assert "without a title" not in capsys.readouterr().out
+
     def test_the_card_shows_the_augmented_data_once_there_are_any(self, shops):
         from recbole_edt.cli import run
 
