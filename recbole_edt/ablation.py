@@ -119,7 +119,7 @@ def ablate(settings: Settings, say: pipeline.Say) -> None:
     """Train every variant with every seed; print and write means, deviations and paired tests."""
     check(settings)
     opened = partial(LiveWriter, spent=Usage())  # one account for all variants
-    pipeline.prepare(settings, say)
+    pipeline.prepare(settings, say, goes_on=True)
     pipeline.embed(settings, say, opened)
     variants = variants_of(settings)
     found: dict[str, dict[str, list[report.ModelResult]]] = {}

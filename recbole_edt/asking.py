@@ -51,7 +51,8 @@ def dry_run(settings: Settings, stage: str | None, say: Say) -> None:
     """
     stages = [stage] if stage else list(STEPS)
     if settings.prepare.source is not None and not (settings.folder / f"{settings.dataset}.inter").is_file():
-        pipeline.prepare(settings, say)  # asks nobody, and nothing could be counted without it
+        # It asks nobody, and nothing could be counted without it.
+        pipeline.prepare(settings, say, goes_on=stage != "embed")
     least, most = (rehearse(settings, stages[-1], longest) for longest in (False, True))
     n_users = len(pipeline.read(settings).users)
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
@@ -149,7 +150,7 @@ def _printed(table: Table) -> str:
 
 def batch_export(settings: Settings, say: Say, file: str) -> None:
     """Go through the stages as far as the stored answers reach, and write what the next one lacks to a batch file."""
-    pipeline.prepare(settings, say)
+    pipeline.prepare(settings, say, goes_on=True)
     try:
         for stage in (pipeline.embed, pipeline.augment_data, pipeline.profile):
             stage(settings, say, Collector)

@@ -69,8 +69,14 @@ Opener = Callable[[Settings, Say], LiveWriter]
 # ---- files to augmented files ------------------------------------------------------------------------------------
 
 
-def prepare(settings: Settings, say: Say) -> None:
-    """Two-domain atomic files from a known source, or a check of the user's own."""
+def prepare(settings: Settings, say: Say, goes_on: bool = False) -> None:
+    """Two-domain atomic files from a known source, or a check of the user's own.
+
+    Args:
+        settings: of the data set.
+        say: for its statistics, and what is odd about it.
+        goes_on: whether augment or profile follows; too many clusters are then an error, and else only a note.
+    """
     config, folder, name = settings.prepare, settings.folder, settings.dataset
     made = config.source is not None and not raw.is_made(config, folder, name)
     if made:
@@ -83,24 +89,30 @@ def prepare(settings: Settings, say: Say) -> None:
     if not (split.leave_one_out(data) == split.TEST).any():
         path = folder / f"{name}.inter"
         raise DataError(f"{path}: no user has {split.MIN_RAW_ROWS} interactions, so none can be held out")
-    check_clusters(settings, data)
+    if goes_on:
+        check_clusters(settings, data)
     found = raw.card(data)
     lacking = [f"{name}: {lack}"] if (lack := raw.untitled(data)) else []
-    for line in (f"{name}: {raw.listed(found)}", *lacking, *raw.oddities(found, data.domains)):
+    clusters = [f"note: {fault}; give fewer before the stage augment" for fault in cluster_faults(settings, data)]
+    for line in (f"{name}: {raw.listed(found)}", *lacking, *raw.oddities(found, data.domains), *clusters):
         say(line)
 
 
 def check_clusters(settings: Settings, data: atomic.TwoDomainData) -> None:
-    """Raises: ConfigError naming every number of clusters that is larger than a domain."""
+    """Raises: ConfigError with all of `cluster_faults`."""
+    if faults := cluster_faults(settings, data):
+        raise ConfigError("\n".join(faults))
+
+
+def cluster_faults(settings: Settings, data: atomic.TwoDomainData) -> list[str]:
+    """A sentence for every number of clusters that is larger than a domain."""
     sizes = [int(((data.item_domain == d) & ~data.virtual).sum()) for d in (0, 1)]
     smallest = sizes.index(min(sizes))
-    faults = [
+    return [
         f"{group}.n_clusters: {n} is more than the {sizes[smallest]} items of {data.domains[smallest]}"
         for group, n in (("augment", settings.augment.n_clusters), ("profile", settings.profile.n_clusters))
         if n > sizes[smallest]
     ]
-    if faults:
-        raise ConfigError("\n".join(faults))
 
 
 def read(settings: Settings) -> atomic.TwoDomainData:
@@ -455,7 +467,7 @@ class Laboratory:
     def __init__(self, settings: Settings, say: Say) -> None:
         self.settings, self._say = settings, say
         self._opened = partial(LiveWriter, spent=Usage())  # one account for all
-        prepare(settings, say)
+        prepare(settings, say, goes_on=True)
         embed(settings, say, self._opened)
         self._made: set[str] = set()
         self.make(settings)
@@ -1105,7 +1117,7 @@ STAGES: dict[str, Callable[[Settings, Say], Any]] = {
 
 def run_all(settings: Settings, last: str, say: Say) -> None:
     """The stages up to profile, and then ``last``: ``train`` or ``compare``."""
-    prepare(settings, say)
+    prepare(settings, say, goes_on=True)
     opened = partial(LiveWriter, spent=Usage())
     for stage in (embed, augment_data, profile):
         stage(settings, say, opened)

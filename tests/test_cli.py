@@ -292,17 +292,29 @@ def test_a_disk_that_runs_full_is_one_message(embedded, size):
     assert left == []
 
 
-@pytest.mark.parametrize("stage", ["prepare", "augment", None])
+TOO_MANY = ["--augment.n_clusters=16", "--profile.n_clusters=16"]
+
+
+@pytest.mark.parametrize("stage", ["augment", "ablate", None])
 def test_more_clusters_than_items_are_refused_before_any_work(workplace, capsys, stage):
     if stage == "augment":
         assert run(["embed", *TINY]) == 0
     before = snapshot(workplace)
     capsys.readouterr()
-    status = run([*([stage] if stage else []), *TINY, "--augment.n_clusters=16", "--profile.n_clusters=16"])
+    status = run([*([stage] if stage else []), *TINY, *TOO_MANY])
     lines = capsys.readouterr().err.removeprefix("error: ").splitlines()
     assert status == 2
     assert lines == [f"{group}.n_clusters: 16 is more than the 15 items of food" for group in ("augment", "profile")]
     assert snapshot(workplace) == before
+
+
+def test_more_clusters_than_items_are_a_note_of_prepare_alone_after_its_statistics(workplace, capsys):
+    assert run(["prepare", *TINY, *TOO_MANY]) == 0
+    printed = capsys.readouterr()
+    lines = printed.out.splitlines()
+    assert lines[0].startswith("tiny: users 40, items food 15, items kitchen 15, ") and printed.err == ""
+    told = "n_clusters: 16 is more than the 15 items of food; give fewer before the stage augment"
+    assert lines[1:] == [f"note: {group}.{told}" for group in ("augment", "profile")]
 
 
 def test_a_dry_run_of_ablate_is_refused_in_true_words():
