@@ -25,7 +25,7 @@ from recbole_edt.candidates import CandidateTable
 from recbole_edt.config import Settings
 from recbole_edt.dataset import EDTDataset, Sequences, eval_loader
 from recbole_edt.embeddings import EmbeddingTable
-from recbole_edt.errors import ConfigError, DataError
+from recbole_edt.errors import ConfigError, TooFewItems
 from recbole_edt.evaluation import TOPK, RankCollector, domain_metrics, per_user
 from recbole_edt.files import sha256_of, write_safely, write_text
 from recbole_edt.model import LLMEDT
@@ -72,19 +72,21 @@ def audit(settings: Settings, say: pipeline.Say) -> None:
     run_dir = pipeline.finished_run(experiment, settings.model)
     model, trainer, test_data = pipeline.open_run(experiment, settings.model, run_dir)
     leaky, inserted = split_after_augmenting(test_data._dataset, experiment)
-    rows = []
+    rows, honest = [], pd.DataFrame()
     for protocol in PROTOCOLS:
         part = leaky if protocol.split_after else test_data._dataset
         try:
             trainer.collectors = {"test": _collector(part, settings, protocol)}
-        except DataError as error:
+        except TooFewItems as error:
             say(f"note: {protocol.name} is left out: {error}")
             continue
         model.full_sort_predict = _scorer(model, protocol, pipeline.seed_of(settings))
         trainer.evaluate(eval_loader(trainer.config, part), load_best_model=False)
         ranks = trainer.evaluator.ranks
         new = inserted[ranks["user"].to_numpy()] if protocol.split_after else np.zeros(len(ranks), bool)
-        rows += _rows(protocol, ranks, new)
+        honest = ranks if protocol.honest else honest
+        note = _alike(protocol, ranks, honest, model)
+        rows += [{**row, "note": note} for row in _rows(protocol, ranks, new)]
     table = pd.DataFrame(rows).assign(augmented_with=made_with(settings))
     with write_safely(run_dir / "audit.csv") as temporary:
         table.to_csv(temporary, index=False, lineterminator="\n")
@@ -101,10 +103,29 @@ def made_with(settings: Settings) -> str:
 
 
 def is_current(run_dir: Path, settings: Settings) -> bool:
-    """Whether there is an ``audit.csv``, and it augmented as the rows were made; an older one does not say."""
-    path = run_dir / "audit.csv"
-    table = pd.read_csv(path, dtype={"augmented_with": str}) if path.is_file() else pd.DataFrame()
-    return "augmented_with" in table and bool((table["augmented_with"] == made_with(settings)).all())
+    """Whether there is an ``audit.csv`` with all columns, and it augmented as the rows were made.
+
+    An older one says neither how, nor why a row is as another.
+    """
+    table = read(run_dir) if (run_dir / "audit.csv").is_file() else pd.DataFrame()
+    return {"augmented_with", "note"} <= set(table) and bool((table["augmented_with"] == made_with(settings)).all())
+
+
+def read(run_dir: Path) -> pd.DataFrame:
+    """The ``audit.csv`` of a run."""
+    table = pd.read_csv(run_dir / "audit.csv", dtype={"augmented_with": str, "note": str})
+    return table.fillna({"note": ""})
+
+
+def notes(table: pd.DataFrame) -> list[str]:
+    """What the rows of a run's audit do not show by themselves: which are as the honest one, and which are missing."""
+    found = [note for note in table["note"].unique() if note]
+    done = set(table["protocol"])
+    missing = [protocol.name for protocol in PROTOCOLS if protocol.name not in done]
+    if missing:
+        are = "are" if len(missing) > 1 else "is"
+        found.append(f"{' and '.join(missing)} {are} left out: a domain has too few items for {N_NEGATIVES} negatives")
+    return found
 
 
 # ---- the split after augmentation --------------------------------------------------------------------------------
@@ -172,8 +193,16 @@ def misaligned_scores(model: LLMEDT, interaction: Any, generator: torch.Generato
     return scores
 
 
+def has_own_parts(model: LLMEDT) -> bool:
+    """Whether scores have a part of each domain (Eq. 11): fine-tuning, which starts without, was kept."""
+    if not model.finetuned:
+        return False
+    outer = [one for name, one in model.user_adapters.named_parameters() if ".outer." in name]
+    return model.settings.adapter_residual or any(bool(one.any()) for one in outer)
+
+
 def _scorer(model: LLMEDT, protocol: Protocol, seed: int) -> Callable[[Any], Tensor]:
-    if not protocol.misaligned:
+    if not protocol.misaligned or not has_own_parts(model):  # rounding of parts that are zero would only undo ties
         return lambda interaction: LLMEDT.full_sort_predict(model, interaction)
     generator = torch.Generator().manual_seed(seed)
     return lambda interaction: misaligned_scores(model, interaction, generator)
@@ -214,6 +243,17 @@ def _rows(protocol: Protocol, ranks: pd.DataFrame, inserted: np.ndarray) -> list
     return [{**about, "domain": name, **dict(values)} for name, values in domain_metrics(ranks, TOPK).iterrows()]
 
 
+def _alike(protocol: Protocol, ranks: pd.DataFrame, honest: pd.DataFrame, model: LLMEDT) -> str:
+    """A sentence where a leak changes no rank, with the reason if the weights tell it; else nothing."""
+    if protocol.honest or not ranks.equals(honest):
+        return ""
+    said = f"{protocol.name} ranks every target as {PROTOCOLS[0].name} does"
+    if not protocol.misaligned or has_own_parts(model):
+        return said
+    why = "fine-tuning was not kept" if model.finetuned else "there was no fine-tuning"
+    return f"{said}: no domain has a part of its own, since {why}"
+
+
 def _shown(table: pd.DataFrame, title: str) -> ResultTable:
     """A row per protocol, its columns by domain and by kind of target."""
     first = table.drop_duplicates("protocol")
@@ -229,7 +269,8 @@ def _shown(table: pd.DataFrame, title: str) -> ResultTable:
     for kind in ("inserted", "real"):
         columns.append(Column(f"hit@10 if {kind}", "targets", 4))
         cells.append(first[f"hit@10_of_{kind}"])
-    return ResultTable("audit", title, columns, list(zip(*cells, strict=True)))
+    note = " ".join(f"Note: {one}." for one in notes(table))
+    return ResultTable("audit", title, columns, list(zip(*cells, strict=True)), note)
 
 
 def _markdown(table: ResultTable, settings: Settings) -> str:

@@ -575,14 +575,14 @@ def speed_of(experiment: pipeline.Experiment, name: str) -> dict[str, Any]:
 def audited(bench: Bench, rows: Sequence[Row]) -> Outcome:
     """The released code's protocol on the weights of LLM-EDT, every seed."""
     bench.runs(rows)
-    tables = []
+    tables = {}
     for seed in bench.settings.seeds:
         experiment = bench.experiment(rows[0], seed)
         run_dir = pipeline.run_directory(experiment, "LLMEDT")
         if not audit.is_current(run_dir, experiment.settings):
             audit.audit(experiment.settings, bench.say)
-        tables.append(pd.read_csv(run_dir / "audit.csv").assign(seed=seed))
-    every = pd.concat(tables, ignore_index=True)
+        tables[seed] = audit.read(run_dir)
+    every = pd.concat(tables.values(), ignore_index=True)
     domains = list(every["domain"].unique())
     columns = [Column("protocol"), Column("inserted targets", decimals=1, form="percent")]
     columns += [Column(metric, domain, 4, pair="deviation") for domain in domains for metric in METRICS]
@@ -595,10 +595,20 @@ def audited(bench: Bench, rows: Sequence[Row]) -> Outcome:
         found.append((name, float(part["inserted_targets"].mean()), *cells))
     note = (
         f"{bench.note('domain', rows)} The same weights in every row: each row after the first measures a leak "
-        "of the released code's protocol, and must not stand beside another model's numbers."
+        f"of the released code's protocol, and must not stand beside another model's numbers.{audit_notes(tables)}"
     )
     table = ResultTable("audit", bench.titled("Audit of the protocol"), columns, found, note)
     return Outcome({"table": table}, *bars_of(table, "protocol"))
+
+
+def audit_notes(tables: Mapping[int, pd.DataFrame]) -> str:
+    """`audit.notes` of the audits of several seeds, each once, with its seeds where it is not true of all."""
+    seeds: dict[str, list[int]] = {}
+    for seed, table in tables.items():
+        for note in audit.notes(table):
+            seeds.setdefault(note, []).append(seed)
+    where = {note: f" (seed {', '.join(map(str, of))})" if len(of) < len(tables) else "" for note, of in seeds.items()}
+    return "".join(f" Note: {note}{where[note]}." for note in seeds)
 
 
 # ---- studies of data ---------------------------------------------------------------------------------------------

@@ -83,6 +83,22 @@ def test_leaks_that_need_more_items_than_there_are_are_left_out_with_a_note(plac
     printed = capsys.readouterr().out
     assert printed.count("is left out: cannot draw 100 candidates") == 2
     assert "misaligned scores (not comparable)" in printed
+    (run_dir,) = Path("runs").glob("*/LLMEDT-*")
+    told = "Note: 100 negatives and all three leaks are left out: a domain has too few items for 100 negatives."
+    assert told in (run_dir / "audit.md").read_text(encoding="utf-8") and told in printed
+
+
+def test_a_row_that_is_as_the_honest_one_says_why(place, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(place)
+    flags = [*TINY, f"--runs_path={tmp_path}", "--finetune_epochs=0"]
+    assert run(["train", *flags]) == 0
+    assert run(["audit", *flags]) == 0
+    (run_dir,) = tmp_path.glob("*/LLMEDT-*")
+    why = "no domain has a part of its own, since there was no fine-tuning"
+    told = f"Note: misaligned scores ranks every target as honest does: {why}."
+    assert told in (run_dir / "audit.md").read_text(encoding="utf-8") and told in capsys.readouterr().out
+    table = pd.read_csv(run_dir / "audit.csv").drop(columns=["comparable", "note"]).set_index(["protocol", "domain"])
+    pd.testing.assert_frame_equal(table.loc["honest"], table.loc["misaligned scores"])
 
 
 def test_the_audit_augments_as_the_runs_rows_were_made_and_reads_no_audit_of_others(place, monkeypatch, capsys):
@@ -97,6 +113,8 @@ def test_the_audit_augments_as_the_runs_rows_were_made_and_reads_no_audit_of_oth
     table.assign(augmented_with="other").to_csv(run_dir / "audit.csv", index=False)
     assert not audit.is_current(run_dir, settings)
     table.drop(columns="augmented_with").to_csv(run_dir / "audit.csv", index=False)  # of before it was written
+    assert not audit.is_current(run_dir, settings)
+    table.drop(columns="note").to_csv(run_dir / "audit.csv", index=False)
     assert not audit.is_current(run_dir, settings)
 
 
@@ -138,6 +156,21 @@ def test_misaligned_scores_take_the_domains_part_from_another_item_and_leave_the
     assert moved > 0.8 * len(batch) * 30 * 0.9
     with torch.no_grad():
         assert torch.equal(LLMEDT.full_sort_predict(model, batch), honest)
+
+
+def test_without_fine_tuning_that_was_kept_nothing_can_be_misaligned_and_that_is_why(opened):
+    _, _, model, test_data = opened
+    batch, misaligned, ranks = next(iter(test_data))[0], audit.PROTOCOLS[2], pd.DataFrame({"higher": [1, 2]})
+    said = "misaligned scores ranks every target as honest does"
+    assert audit.has_own_parts(model) and audit._alike(misaligned, ranks, ranks, model) == said
+    assert audit._alike(misaligned, ranks + 1, ranks, model) == ""
+    for adapter in model.user_adapters:  # as they start
+        torch.nn.init.zeros_(adapter.outer.weight)
+        torch.nn.init.zeros_(adapter.outer.bias)
+    why = ": no domain has a part of its own, since fine-tuning was not kept"
+    assert audit._alike(misaligned, ranks, ranks, model) == said + why
+    with torch.no_grad():
+        assert torch.equal(audit._scorer(model, misaligned, 1)(batch), LLMEDT.full_sort_predict(model, batch))
 
 
 def test_a_split_after_augmenting_lets_inserted_items_be_targets_and_held_out_ones_shape_them(opened):

@@ -186,6 +186,16 @@ def test_figure_6_measures_once_and_keeps_what_it_measured(place, monkeypatch):
 def test_the_audit_has_every_leak_marked(place):
     table = table_of(place, "audit")
     assert table.rows[0][0] == "honest" and all("(not comparable)" in row[0] for row in table.rows[1:])
+    assert " Note: 100 negatives and all three leaks are left out: a domain has too few items for" in table.note
+
+
+def test_the_audits_of_several_seeds_are_noted_once_with_the_seeds_that_are_meant():
+    names = [protocol.name for protocol in experiment.audit.PROTOCOLS]
+    first = pd.DataFrame({"protocol": names[:4], "note": ["", "", "so it is", ""]})
+    second = pd.DataFrame({"protocol": names[:4], "note": ""})
+    left_out = " Note: all three leaks is left out: a domain has too few items for 100 negatives."
+    assert experiment.audit_notes({1: first, 2: second}) == f" Note: so it is (seed 1).{left_out}"
+    assert experiment.audit_notes({1: first, 2: first}) == f" Note: so it is.{left_out}"
 
 
 def test_costs_stand_beside_the_papers(place):
