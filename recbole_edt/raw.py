@@ -707,8 +707,7 @@ def losses(folder: Path) -> str:
 
 
 def untitled(data: TwoDomainData) -> str:
-    """How many items lack a title, or ``""`` if none does or there is no column of titles; virtual items do not count.
-    """
+    """How many real items lack a title; empty if none does, or no column holds titles."""
     if "title" not in data.item_fields:
         return ""
     titles = data.item_fields["title"][~data.virtual]
