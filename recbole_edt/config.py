@@ -490,7 +490,7 @@ def _settings(values: dict[str, Any], origin: Mapping[str, str], asks: bool = Tr
     for model, own in kwargs.get("model_settings", {}).items():
         known = _examples([model])
         shared = {} if model in METHODS else {key: examples[key] for key in examples.keys() - _keys_of_others(model)}
-        for key in own.keys() & {*OWN, *GROUPS, "topk", "metrics"}:
+        for key in [one for one in own if one in {*OWN, *GROUPS, "topk", "metrics"}]:  # in the order they were given
             fault(f"model_settings.{model}.{key}", f"model_settings.{model}.{key}: {key} is one for all models")
             del own[key]
         _check_values(f"model_settings.{model}.", own, {**shared, **known}, fault)
