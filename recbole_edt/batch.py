@@ -20,7 +20,9 @@ from recbole_edt.costs import Price, load_prices
 from recbole_edt.endpoint import CHAT, EMBEDDINGS, LLMConfig, read_chat, read_vectors
 from recbole_edt.errors import DataError
 from recbole_edt.files import write_safely
+from recbole_edt.frame import harmless
 from recbole_edt.llm import chat_answer, price_at, vector_answers
+from recbole_edt.structured import short, whole_text
 
 MOST_REQUESTS, MOST_BYTES = 50_000, 190_000_000
 """What one file may hold; OpenAI takes 50,000 requests and 200 MB."""
@@ -82,7 +84,7 @@ def import_results(config: LLMConfig, store: AnswerStore, path: str | os.PathLik
     failed: Counter[str] = Counter()
     n_answers = n_lines = 0
     try:
-        with open(path, encoding="utf-8") as file:
+        with open(path, encoding="utf-8-sig") as file:
             lines = (line for line in file if line.strip())
             while part := list(islice(lines, _LINES)):
                 n_lines += len(part)
@@ -130,7 +132,7 @@ def _parts(lines: Sequence[bytes]) -> Iterator[list[bytes]]:
 def _result(line: str, failed: Counter[str]) -> dict[str, Any] | None:
     """A line of a result file; None if it is none."""
     try:
-        result = json.loads(line)
+        result = whole_text(json.loads(line))
     except (ValueError, RecursionError):
         result = None
     if isinstance(result, dict) and isinstance(result.get("custom_id"), str):
@@ -148,7 +150,7 @@ def _answer(request: Exported, result: dict[str, Any], price: Price | None, fail
     status = response.get("status_code") if isinstance(response, dict) else None
     if not isinstance(response, dict) or status != 200:
         code = error.get("code") if isinstance(error, dict) else None
-        failed[str(code or (f"status {status}" if status else "failed"))] += 1
+        failed[harmless(short(str(code or (f"status {status}" if status else "failed"))))] += 1
         return None
     content = json.dumps(response.get("body"))
     try:

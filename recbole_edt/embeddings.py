@@ -237,14 +237,19 @@ class EmbeddingTable:
             raise DataError(f"{path}: token '{self.tokens[repeated][0]}' is there twice; keep one of them")
         finite = np.isfinite(self.vectors).all(axis=1)
         if not finite.all():
-            token = self.tokens[~finite[self.rows]][:1]
-            raise DataError(
-                f"{path}: {(~finite).sum()} vectors are not finite (first: token {token}); embed again"
-            )
+            first = next(iter(self.tokens[~finite[self.rows]]), "")
+            raise DataError(f"{path}: {(~finite).sum()} vectors are not finite (first: token '{first}'); embed anew")
 
     @classmethod
-    def load(cls, path: Path) -> EmbeddingTable:
+    def load(
+        cls, path: Path, absent: str = "run the stage embed first", damaged: str = "delete it and embed again"
+    ) -> EmbeddingTable:
         """Open a saved table; the vectors stay on disk until they are looked up.
+
+        Args:
+            path: the file.
+            absent: what to do if it is not there.
+            damaged: what to do if it is no such table.
 
         Raises:
             DataError: no such file, cut short, or not an embedding table.
@@ -256,18 +261,16 @@ class EmbeddingTable:
             arrays = {name: _map_array(path, start, header[name], kind) for name, kind in _LAYOUT.items()}
             tokens = _decode_tokens(arrays["token_bytes"], arrays["token_ends"])
             rows, vectors = np.array(arrays["rows"]), arrays["vectors"]
-            if vectors.ndim != 2 or rows.shape != tokens.shape:
+            if not isinstance(meta, dict) or vectors.ndim != 2 or rows.shape != tokens.shape:
                 raise ValueError("shapes do not fit together")
             if len(rows) and not 0 <= rows.min() <= rows.max() < len(vectors):
                 raise ValueError("rows point outside the vectors")
         except FileNotFoundError as error:
-            raise DataError(f"{path}: no such file; run the stage embed first") from error
+            raise DataError(f"{path}: no such file; {absent}") from error
         except PermissionError as error:
             raise DataError(f"{path}: cannot be read ({error.strerror}); give yourself the right to") from error
-        except (OSError, KeyError, TypeError, ValueError) as error:
-            raise DataError(
-                f"{path}: not a whole embedding table ({error}); delete it and embed again"
-            ) from error
+        except (OSError, KeyError, TypeError, ValueError, OverflowError, RecursionError) as error:
+            raise DataError(f"{path}: not a whole embedding table ({error}); {damaged}") from error
         return cls(tokens, rows, vectors, meta)
 
 
@@ -349,11 +352,15 @@ def import_vectors(source: Path, items: np.ndarray, path: Path) -> EmbeddingTabl
     Raises:
         DataError: the source is faulty, or has no vector for any item.
     """
-    own = EmbeddingTable.load(source) if source.suffix == ".safetensors" else read_itememb(source)
-    missing = ~own.has(items)
+    if source.suffix == ".safetensors":
+        own = EmbeddingTable.load(source, "check embed.vectors", "examples/own_vectors.py makes one")
+        own.check(source)
+    else:
+        own = read_itememb(source)
+    vectors = own.lookup(items)
+    missing = ~vectors.any(axis=1)
     if missing.all():
         raise DataError(f"{source}: has a vector for none of the {len(items)} items; are its tokens those of .item?")
-    vectors = own.lookup(items)
     meta = {
         "kind": "item",
         "model": own.meta.get("model", source.name),
@@ -392,6 +399,8 @@ def _column_of(path: Path, types: dict[str, str], wanted: str) -> str:
 
 def _parse_vectors(path: Path, column: str, texts: Sequence[str]) -> np.ndarray:
     parts = [text.split() for text in texts]
+    if not parts[0]:
+        raise DataError(f"{path}, line 2, column '{column}': no numbers")
     vectors = np.zeros((len(parts), len(parts[0])), np.float32)
     for row, numbers in enumerate(parts):
         try:

@@ -177,7 +177,7 @@ def read_chat(content: str) -> tuple[str, str | None, Mapping[str, Any]]:
         text, reason = message["refusal"], "refusal"
     if not isinstance(text, str | None):
         raise ValueError(f"the content is not a text: {short(content)}")
-    return whole_text(text or ""), None if reason is None else str(reason), _usage(body)
+    return whole_text(text or ""), None if reason is None else whole_text(str(reason)), _usage(body)
 
 
 def read_vectors(content: str, n_texts: int, dimensions: int | None) -> tuple[np.ndarray, Mapping[str, Any]]:
@@ -193,7 +193,7 @@ def read_vectors(content: str, n_texts: int, dimensions: int | None) -> tuple[np
         raise ValueError(f"expected one vector for each of {n_texts} texts, found {len(rows)}")
     try:
         vectors = np.array([row["embedding"] for row in sorted(rows, key=lambda row: int(row["index"]))], np.float64)
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise ValueError(f"vectors of unequal length, or not of numbers ({short(str(error))})") from None
     if vectors.ndim != 2 or not vectors.shape[1] or not (np.abs(vectors) <= np.finfo(np.float32).max).all():
         raise ValueError("vectors that are empty or not finite")
@@ -217,10 +217,13 @@ def _usage(body: Mapping[str, Any]) -> Mapping[str, Any]:
     return usage if isinstance(usage, dict) else {}
 
 
+_MAX_TOKENS = 2**53  # no call has as many, and no database holds any number
+
+
 def tokens_of(usage: Mapping[str, Any], name: str) -> int | None:
-    """A count of a usage field; None if the server gave none."""
+    """A count of a usage field; None if the server gave none that can be."""
     count = usage.get(name)
-    return count if isinstance(count, int) and not isinstance(count, bool) and count >= 0 else None
+    return count if isinstance(count, int) and not isinstance(count, bool) and 0 <= count < _MAX_TOKENS else None
 
 
 # ---- the way -----------------------------------------------------------------------------------------------------

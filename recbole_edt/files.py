@@ -53,6 +53,8 @@ def write_safely(path: str | os.PathLike[str]) -> Iterator[Path]:
     Raises: DataError naming ``path`` if it cannot be written (disk full, no permission, a folder).
     """
     path = Path(path)
+    if not path.name:
+        raise DataError(f"{path}: is a folder; name a file")
     # The suffix stays last: numpy.save and others add one where it is missing.
     temporary = path.with_name(f".{uuid4().hex[:12]}.{path.name}")
     try:
@@ -88,7 +90,7 @@ def read_json(path: str | os.PathLike[str]) -> Any:
     except json.JSONDecodeError as error:
         where = f"{path}, line {error.lineno}, column {error.colno}"
         raise DataError(f"{where}: not valid JSON ({error.msg}); restore or delete the file") from error
-    except (UnicodeDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # no UTF-8, a number of thousands of digits, too deep
         raise DataError(f"{path}: not valid JSON ({error}); restore or delete the file") from error
 
 

@@ -85,7 +85,7 @@ def top_neighbours(
         vectors: ``[n, D]``.
         k: neighbours per item; at most n - 1 are given.
         rows: ``[m]``, the items asked about; all if None.
-        block: items compared at a time, for memory only.
+        block: most items compared at a time, for memory only; fewer in a large catalogue.
 
     Returns:
         index ``[m, k']`` and cosine ``[m, k']``, best first.
@@ -93,12 +93,14 @@ def top_neighbours(
     unit = normalise(vectors)
     rows = np.arange(len(unit)) if rows is None else rows
     k = max(min(k, len(unit) - 1), 0)
+    block = max(min(block, 2**26 // max(len(unit), 1)), 1)  # 256 MB of cosines
     index, value = np.zeros((len(rows), k), np.int64), np.zeros((len(rows), k), np.float32)
     for start in tqdm(range(0, len(rows), block), desc="nearest texts", delay=1, leave=False, disable=None):
         part = slice(start, start + block)
         scores = unit[rows[part]] @ unit.T  # [block, n]
         scores[np.arange(len(scores)), rows[part]] = -np.inf
         index[part], value[part] = _top_columns(scores, k)
+        del scores  # or two blocks are held at once
     return index, value
 
 

@@ -142,6 +142,17 @@ class TestImport:
         assert imported.failed == {"unknown, or imported before": 2, "damaged": 4, "garbage": 1}
         assert asking.store.stats()[0]["answers"] == 1
 
+    def test_what_no_cache_can_hold_costs_no_answer_and_no_terminal(self, asking, tmp_path):
+        lines = [json.loads(line) for line in batch_answers(exported(asking, tmp_path, 4)).splitlines()]
+        lines[0]["response"]["body"]["choices"][0]["finish_reason"] = "\ud800"
+        lines[1]["response"]["body"]["usage"]["prompt_tokens"] = 10**30
+        lines[2] = {"custom_id": lines[2]["custom_id"], "response": None, "error": {"code": "\x1b[31mbad\ncode"}}
+        lines[3]["custom_id"] = "\ud800"
+        text = "\ufeff" + "".join(json.dumps(line) + "\n" for line in lines)
+        (tmp_path / "r.jsonl").write_text(text, encoding="utf-8")
+        imported = batch.import_results(asking.config, asking.store, tmp_path / "r.jsonl")
+        assert imported == Imported(2, {r"\x1b[31mbad code": 1, "unknown, or imported before": 1})
+
     def test_a_second_import_of_the_same_file_adds_nothing(self, asking, tmp_path):
         path = results(tmp_path, exported(asking, tmp_path))
         batch.import_results(asking.config, asking.store, path)

@@ -5,11 +5,11 @@ import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from safetensors.numpy import save_file
+from safetensors.numpy import load_file, save_file
 from toy import LetterEmbedder, dataset
 
 from recbole_edt import embeddings
-from recbole_edt.embeddings import EmbeddingTable, WordLlama, embed_items, item_text, read_itememb
+from recbole_edt.embeddings import EmbeddingTable, WordLlama, embed_items, import_vectors, item_text, read_itememb
 from recbole_edt.errors import DataError
 
 
@@ -104,8 +104,6 @@ class TestEmbeddingTable:
         assert EmbeddingTable.load(tmp_path / "t.safetensors").lookup(["x"]).shape == (1, 5)
 
     def test_other_tools_can_read_the_file(self, tmp_path):
-        from safetensors.numpy import load_file
-
         some_table().save(tmp_path / "t.safetensors")
         assert load_file(tmp_path / "t.safetensors")["vectors"].tolist() == [[1, 2], [3, 4]]
 
@@ -254,6 +252,41 @@ class TestReadItememb:
         with pytest.raises(DataError, match=message):
             self.read(tmp_path, f"i:token\tv:float_seq\na\t1 2 3\n{row}\n")
 
+    def test_a_first_row_without_numbers_is_refused(self, tmp_path):
+        with pytest.raises(DataError, match="line 2, column 'v': no numbers"):
+            self.read(tmp_path, "i:token\tv:float_seq\na\t\nb\t\n")
+
     def test_other_columns_are_refused(self, tmp_path):
         with pytest.raises(DataError, match="one column of type float_seq.*title:token_seq"):
             self.read(tmp_path, "i:token\ttitle:token_seq\na\tb\n")
+
+
+class TestImportVectors:
+    def test_an_item_whose_vector_is_zero_counts_as_one_without(self, tmp_path):
+        (tmp_path / "x.itememb").write_text("i:token\tv:float_seq\na\t0 0\nb\t1 2\n")
+        items = np.array(["a", "b", "c"], object)
+        table = import_vectors(tmp_path / "x.itememb", items, tmp_path / "out.safetensors")
+        assert table.meta["n_without_text"] == 2 and table.meta["n_distinct_texts"] == 1
+
+    def test_the_users_own_table_is_checked_and_never_to_be_deleted(self, tmp_path):
+        source, out, items = tmp_path / "own.safetensors", tmp_path / "out.safetensors", np.array(["x", "y"], object)
+        with pytest.raises(DataError, match=r"own\.safetensors: no such file; check embed.vectors"):
+            import_vectors(source, items, out)
+        save_file({"a": np.zeros((2, 3), np.float32)}, source)
+        with pytest.raises(DataError, match=r"own\.safetensors: not a whole embedding table.*own_vectors.py makes one"):
+            import_vectors(source, items, out)
+        some_table().save(source)
+        content = source.read_bytes()
+        four, nan = np.array([[4], [np.nan]], "<f4")
+        source.write_bytes(content.replace(four.tobytes(), nan.tobytes()))
+        with pytest.raises(DataError, match=r"own\.safetensors: 1 vectors are not finite \(first: token 'y'\)"):
+            import_vectors(source, items, out)
+        assert not out.exists()
+
+    @pytest.mark.parametrize("meta", ["[1]", "null", "[" * 200_000])
+    def test_a_header_that_is_none_is_refused(self, tmp_path, meta):
+        some_table().save(tmp_path / "t.safetensors")
+        arrays = load_file(tmp_path / "t.safetensors")
+        save_file(arrays, tmp_path / "t.safetensors", {"embedding_table": meta})
+        with pytest.raises(DataError, match="not a whole embedding table"):
+            EmbeddingTable.load(tmp_path / "t.safetensors")

@@ -231,6 +231,7 @@ class TestReadVectors:
             [{"index": 0, "embedding": []}],
             [{"index": 0, "embedding": ["a"]}],
             [{"index": 0, "embedding": [1e39]}],
+            [{"index": 0, "embedding": [10**400]}],
             [{"index": 0, "embedding": [None]}],
             [{"index": 0}],
             [{"index": 1, "embedding": [1.0]}],

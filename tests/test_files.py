@@ -61,6 +61,11 @@ class TestWriteSafely:
         with pytest.raises(DataError, match="a.txt: cannot be written"):
             write_text(tmp_path / "a.txt", "text")
 
+    @pytest.mark.parametrize("path", [".", "/"])
+    def test_a_path_without_a_name_is_a_data_error(self, path):
+        with pytest.raises(DataError, match="is a folder; name a file"):
+            write_text(path, "text")
+
     def test_a_file_in_the_place_of_the_folder_is_a_data_error(self, tmp_path):
         (tmp_path / "a").write_text("a file")
         with pytest.raises(DataError, match="cannot be written"):
@@ -110,6 +115,11 @@ class TestJson:
     def test_a_fault_is_found_by_line_and_column(self, tmp_path):
         (tmp_path / "a.json").write_text('{"a": 1,\n "b": }')
         with pytest.raises(DataError, match=r"a.json, line 2, column 7: not valid JSON"):
+            read_json(tmp_path / "a.json")
+
+    def test_a_number_of_thousands_of_digits_is_a_data_error(self, tmp_path):
+        (tmp_path / "a.json").write_text("1" * 5000)
+        with pytest.raises(DataError, match="a.json: not valid JSON"):
             read_json(tmp_path / "a.json")
 
     def test_bytes_that_are_no_text_are_a_data_error(self, tmp_path):
