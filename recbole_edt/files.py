@@ -141,6 +141,7 @@ def write_manifest(
     config: Mapping[str, Any],
     counts: Mapping[str, Any],
     outputs: Sequence[Path],
+    made_of: str = "",
 ) -> None:
     """Write what a stage read, did and produced, so that ``is_current`` can skip it the next time.
 
@@ -151,10 +152,12 @@ def write_manifest(
         config: settings of the stage, for the reader.
         counts: what was kept and dropped, for the reader.
         outputs: files that the stage wrote; each is recorded with its SHA-256.
+        made_of: ``sha256_of`` the data alone, where somebody asks for it.
     """
     manifest = {
         "stage": stage,
         "inputs_hash": inputs_hash,
+        "made_of": made_of,
         "config": dict(config),
         "counts": dict(counts),
         "versions": library_versions(),

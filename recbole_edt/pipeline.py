@@ -126,9 +126,7 @@ def read(settings: Settings) -> atomic.TwoDomainData:
 def embed(settings: Settings, say: Say, opened: Opener = LiveWriter) -> None:
     """One vector per distinct item text, or the user's own vectors."""
     data, path, own = read(settings), item_vectors(settings), settings.embed.vectors
-    source = Path(own) if own else embedder_identity(settings)
-    inputs = sha256_of(list(data.items), embeddings.item_text(data.item_fields), source)
-    manifest = settings.folder / "embed.json"
+    inputs, manifest = _embed_inputs(settings, data), settings.folder / "embed.json"
     if not _is_done(manifest, inputs, [path], settings):
         with opened(settings, say) as writer:
             if own:
@@ -146,14 +144,36 @@ def embed(settings: Settings, say: Say, opened: Opener = LiveWriter) -> None:
     _say_asked(manifest, "embed", len(data.users), say)
 
 
+def _embed_inputs(settings: Settings, data: atomic.TwoDomainData) -> str:
+    """Hash of what the items' vectors depend on."""
+    own = settings.embed.vectors
+    source = Path(own) if own else embedder_identity(settings)
+    return sha256_of(list(data.items), embeddings.item_text(data.item_fields), source)
+
+
+def _check_vectors(settings: Settings) -> None:
+    """Raises: DataError if the stage embed made the items' vectors of other texts, or with another embedder."""
+    manifest, path = settings.folder / "embed.json", item_vectors(settings)
+    if manifest.is_file() and not is_current(manifest, _embed_inputs(settings, read(settings)), [path]):
+        raise DataError(
+            f"{path}: made of other texts, or with other settings of embed; give the options of the "
+            "stage embed again, or run it with these"
+        )
+
+
 def augment_data(settings: Settings, say: Say, opened: Opener = LiveWriter) -> None:
-    """Generated items of the other domain, filtered and inserted: the augmented atomic files and their vectors."""
+    """Generated items of the other domain, filtered and inserted: the augmented atomic files and their vectors.
+
+    Raises: DataError if the items' vectors are not those of their texts and embedder.
+    """
     table = embeddings.EmbeddingTable.load(item_vectors(settings))
+    _check_vectors(settings)
     data = with_text(settings, table)
     check_clusters(settings, data)
     folder, name = augmented_folder(settings), settings.augmented
     outputs = [*augmented_files(settings), folder / AUGMENT_TRACE]
-    inputs = _inputs(settings, data, item_vectors(settings), settings.augment)
+    made_of = _made_of(data, item_vectors(settings))
+    inputs = _inputs(settings, made_of, settings.augment)
     manifest = folder / "augment.json"
     has_card = settings.prepare.source is not None and not settings.data_variant
     if not _is_done(manifest, inputs, outputs, settings):
@@ -165,7 +185,7 @@ def augment_data(settings: Settings, say: Say, opened: Opener = LiveWriter) -> N
             counts = writer.counted(done.counts)
         if has_card:
             card.write(settings.folder, read(settings), done.data)
-        write_manifest(manifest, "augment", inputs, _shown(settings, settings.augment), counts, outputs)
+        write_manifest(manifest, "augment", inputs, _shown(settings, settings.augment), counts, outputs, made_of)
     elif has_card and "after" not in card.recorded(settings.folder):  # prepare has written it anew
         card.write(settings.folder, read(settings), read_augmented(settings))
     for line in _augmentation(read_json(manifest)["counts"], data.domains):
@@ -205,8 +225,9 @@ def _unfit(counts: Mapping[str, Any], way: str) -> str:
     return f"; not considered: {', '.join(found)}" if found else ""
 
 
-def profile(settings: Settings, say: Say, opened: Opener = LiveWriter) -> None:
+def profile(settings: Settings, say: Say, opened: Opener | None = None) -> None:
     """A text per user from the training rows, and its vector; once for each kind that the models to train read."""
+    opened = opened or partial(LiveWriter, spent=Usage())  # one account for all kinds
     data = read_augmented(settings)
     table = embeddings.EmbeddingTable.load(augmented_vectors(settings))
     for kind in settings.profile_kinds:
@@ -225,7 +246,8 @@ def _profile_kind(
     stem = f"{settings.augmented}.{infix}"
     path, users = folder / f"{stem}uservec.safetensors", folder / f"{stem}user"
     trace, manifest = folder / f"profile_trace.{infix}jsonl", folder / f"profile.{infix}json"
-    inputs = _inputs(settings, data, augmented_vectors(settings), kind)
+    made_of = _made_of(data, augmented_vectors(settings))
+    inputs = _inputs(settings, made_of, kind)
     if not _is_done(manifest, inputs, [path, users, trace], settings):
         with opened(settings, say) as writer:
             done = profiles.profile_users(split.training_rows(data), table, kind, writer)
@@ -233,7 +255,7 @@ def _profile_kind(
             profiles.embed_profiles(data.users, done.texts, done.has_profile, writer, path)
             augment.write_trace(done.trace, trace)
             counts = writer.counted(done.counts)
-        write_manifest(manifest, "profile", inputs, _shown(settings, kind), counts, [path, users, trace])
+        write_manifest(manifest, "profile", inputs, _shown(settings, kind), counts, [path, users, trace], made_of)
     counts = read_json(manifest)["counts"]
     name = "profiles" if kind.pipeline == profiles.SRA else f"{kind.pipeline} profiles"
     say(f"{name}: {counts['profiles']} of {counts['users']} users")
@@ -283,11 +305,15 @@ def paper_usd(stage: str, kind: str) -> float | None:
     return PAPER_USD.get(stage) if (stage == "embed") == (kind == "vectors") else None
 
 
-def _inputs(settings: Settings, data: atomic.TwoDomainData, vectors: Path, group: Any) -> str:
+def _made_of(data: atomic.TwoDomainData, vectors: Path) -> str:
+    """Hash of the data that a stage's files are made of."""
+    return sha256_of(_content_hash(data), vectors)
+
+
+def _inputs(settings: Settings, made_of: str, group: Any) -> str:
     """Hash of what a stage's files depend on; ``group`` is its configuration."""
     return sha256_of(
-        _content_hash(data),
-        vectors,
+        made_of,
         asdict(group),
         recbole_edt.__version__,
         embedder_identity(settings),
@@ -305,9 +331,10 @@ def check_made_with(settings: Settings, data: atomic.TwoDomainData, augmented: a
 
     Raises: DataError naming the settings that differ.
     """
+    of_rows, of_profiles = _made_of(data, item_vectors(settings)), _made_of(augmented, augmented_vectors(settings))
     stages = {
-        "augment": (_inputs(settings, data, item_vectors(settings), settings.augment), settings.augment),
-        "profile": (_inputs(settings, augmented, augmented_vectors(settings), settings.profile), settings.profile),
+        "augment": (_inputs(settings, of_rows, settings.augment), settings.augment),
+        "profile": (_inputs(settings, of_profiles, settings.profile), settings.profile),
     }
     manifests = {stage: one for stage, one in stage_manifests(settings).items() if stage in stages}
     for stage, (inputs, group) in stages.items():
@@ -943,28 +970,46 @@ def read_result(run_dir: Path) -> report.ModelResult:
 # ---- the stages that train ---------------------------------------------------------------------------------------
 
 
-def check_rows(settings: Settings, say: Say) -> None:
-    """Whether the augmented rows are those of the data set as it is; says so if other settings made them.
+def check_rows(settings: Settings, say: Say, models: Sequence[str]) -> None:
+    """Whether the augmented rows, and the profiles that the models read, are those of the data set as it is.
 
-    Raises: DataError if the data set or its vectors have changed since.
+    Says so if other settings made them. What these stages did not make is somebody else's and is not looked at.
+
+    Raises: DataError if the data set, its vectors or its rows have changed since.
     """
-    manifest, vectors = stage_manifests(settings)["augment"], item_vectors(settings)
-    if not manifest or not vectors.is_file() or not (settings.folder / f"{settings.dataset}.inter").is_file():
-        return  # somebody else's files
-    if keys := _differing(settings, "augment", manifest, settings.augment):
-        say(f"note: the rows are as they were made, with another {', '.join(keys)}; run augment to make them anew")
+    manifests, vectors = stage_manifests(settings), item_vectors(settings)
+    if not vectors.is_file() or not (settings.folder / f"{settings.dataset}.inter").is_file():
         return
-    data = with_text(settings, embeddings.EmbeddingTable.load(vectors))
-    if manifest["inputs_hash"] != _inputs(settings, data, vectors, settings.augment):
+    if manifests["augment"]:
+        now = _made_of(with_text(settings, embeddings.EmbeddingTable.load(vectors)), vectors)
+        _check_stage(settings, manifests["augment"], now, settings.augment, say)
+    written = [one for stage, one in manifests.items() if stage.startswith("profile")]
+    if any(written) and any(name in METHODS for name in models):
+        now = _made_of(read_augmented(settings), augmented_vectors(settings))
+        for manifest, kind in zip(written, settings.profile_kinds, strict=True):
+            if manifest:
+                _check_stage(settings, manifest, now, kind, say)
+
+
+def _check_stage(settings: Settings, manifest: Mapping[str, Any], made_of: str, group: Any, say: Say) -> None:
+    stage, folder = manifest["stage"], augmented_folder(settings)
+    if manifest.get("made_of") != made_of:
+        problems = {
+            "augment": f"{settings.folder} is not what {folder} was made of",
+            "profile": f"{folder} is not what its profiles were made of",
+        }
         raise DataError(
-            f"{settings.folder} is not what {augmented_folder(settings)} was made of: "
-            f"run everything again (python run_edt.py --dataset={settings.dataset}), or the stages from embed on"
+            f"{problems[stage]}: run everything again "
+            f"(python run_edt.py --dataset={settings.dataset}), or the stages from embed on"
         )
+    if keys := _differing(settings, stage, manifest, group):
+        files = "rows" if stage == "augment" else "profiles"
+        say(f"note: the {files} are as they were made, with another {', '.join(keys)}; run {stage} to make them anew")
 
 
 def train(settings: Settings, say: Say) -> None:
     """Train the model named by ``model`` and print its metrics."""
-    check_rows(settings, say)
+    check_rows(settings, say, [settings.model])
     experiment = open_experiment(settings)
     result = train_model(experiment, settings.model)
     report.print_table([result], title_of(experiment), llm_note(settings))
@@ -973,7 +1018,7 @@ def train(settings: Settings, say: Say) -> None:
 
 def compare(settings: Settings, say: Say) -> None:
     """Train all of ``models`` and report on them."""
-    check_rows(settings, say)
+    check_rows(settings, say, settings.models)
     experiment = open_experiment(settings)
     results = [train_model(experiment, name) for name in settings.models]
     title, note = title_of(experiment), about(settings, settings.models)
@@ -999,7 +1044,7 @@ def compare(settings: Settings, say: Say) -> None:
 
 def recommend(settings: Settings, say: Say) -> None:
     """Top items for all users, listed users or new histories, from the trained run of ``model``."""
-    check_rows(settings, say)
+    check_rows(settings, say, [settings.model])
     experiment, options = open_experiment(settings), settings.recommend
     run_dir = finished_run(experiment, settings.model)
     _check_domain(options.domain, experiment.dataset.domain_names)

@@ -308,6 +308,17 @@ def test_the_limit_on_money_holds_for_all_stages_together(place, server, capsys)
     assert limit <= spent <= limit + dearest
 
 
+def test_the_limit_on_money_holds_for_both_kinds_of_profiles_together(place, server, capsys):
+    Path("prices.yaml").write_text("writer: {input: 1000, output: 1000}\nvectors: {input: 0}\n")
+    given = arguments(server.url, models="LLMEDT,LLM4CDSR", llm__prices="prices.yaml", llm__concurrency=1)
+    stages(given, "prepare", "embed", "augment")
+    with AnswerStore(Path("atomic_files/llm_cache.sqlite")) as store:
+        before = sum(row["cost_usd"] for row in store.stats())
+        assert run(["profile", "--max-cost=12", *given]) == 1  # 8.87 for the first kind
+        assert "max_cost" in said_last(capsys)
+        assert 12 <= sum(row["cost_usd"] for row in store.stats()) - before < 13
+
+
 def test_the_limit_on_money_stops_a_run_and_a_higher_one_goes_on(place, server, capsys):
     Path("prices.yaml").write_text("writer: {input: 1000, output: 1000}\nvectors: {input: 0}\n")
     given = arguments(server.url, llm__prices="prices.yaml", llm__concurrency=2)

@@ -189,13 +189,23 @@ def test_logs_have_no_colours_and_miss_nothing_that_was_off_before(tmp_path):
 def test_rows_that_were_made_with_other_settings_are_not_trained_on_without_a_word(workplace):
     augmented()
     said = []
-    pipeline.check_rows(settings(), said.append)
+    pipeline.check_rows(settings(), said.append, ["LLMEDT"])
     assert said == []
-    pipeline.check_rows(settings(**{"augment.k": 2, "augment.filter": False}), said.append)
+    pipeline.check_rows(settings(**{"augment.k": 2, "augment.filter": False}), said.append, ["LLMEDT"])
     assert said[0].startswith("note: the rows are as they were made, with another augment.filter, augment.k; run")
     (Path("atomic_files/tiny-edt") / "augment.json").unlink()  # then the files are somebody else's
-    pipeline.check_rows(settings(**{"augment.k": 2}), said.append)
+    pipeline.check_rows(settings(**{"augment.k": 2}), said.append, ["LLMEDT"])
     assert len(said) == 1
+
+
+def test_profiles_that_were_made_with_other_settings_are_not_read_without_a_word(workplace):
+    augmented()
+    pipeline.profile(settings(), silent)
+    said = []
+    for models in (["LLMEDT"], ["SASRec"]):  # the second reads none
+        pipeline.check_rows(settings(**{"profile.n_words": 2}), said.append, models)
+    note = "note: the profiles are as they were made, with another profile.n_words; run profile to make them anew"
+    assert said == [note]
 
 
 @pytest.mark.parametrize("stage", [pipeline.train, pipeline.compare, pipeline.recommend])
@@ -205,6 +215,35 @@ def test_rows_that_were_made_of_other_data_are_refused(workplace, stage):
     path.write_text("\n".join(path.read_text(encoding="utf-8").splitlines()[:-1]) + "\n", encoding="utf-8")
     with pytest.raises(DataError, match="is not what atomic_files/tiny-edt was made of: run everything again"):
         stage(settings(), silent)
+    with pytest.raises(DataError, match="is not what atomic_files/tiny-edt was made of"):  # whatever else differs
+        stage(settings(**{"augment.k": 2}), silent)
+
+
+@pytest.mark.parametrize("stage", [pipeline.train, pipeline.compare, pipeline.recommend])
+def test_profiles_of_an_older_split_are_refused(workplace, stage):
+    augmented()
+    pipeline.profile(settings(), silent)
+    path = Path("atomic_files/tiny/tiny.inter")
+    path.write_text("\n".join(path.read_text(encoding="utf-8").splitlines()[:-1]) + "\n", encoding="utf-8")
+    augmented()
+    with pytest.raises(DataError, match="atomic_files/tiny-edt is not what its profiles were made of: run everything"):
+        stage(settings(), silent)
+    pipeline.check_rows(settings(), silent, ["SASRec"])  # reads none
+
+
+def test_vectors_of_other_texts_or_another_embedder_are_refused(workplace):
+    augmented()
+    items = pipeline.read(settings()).items
+    table = embeddings.EmbeddingTable(items, np.zeros(len(items), np.int32), np.ones((1, 4), np.float32), {})
+    table.save(Path("own.safetensors"))
+    with pytest.raises(DataError, match=r"tiny.itemvec.safetensors: made of other texts, or with other settings"):
+        pipeline.augment_data(settings(**{"embed.vectors": "own.safetensors"}), silent)
+    path = Path("atomic_files/tiny/tiny.item")
+    path.write_text(path.read_text(encoding="utf-8").rstrip("\n") + " more\n", encoding="utf-8")
+    with pytest.raises(DataError, match="made of other texts"):
+        pipeline.augment_data(settings(), silent)
+    Path("atomic_files/tiny/embed.json").unlink()  # then the vectors are somebody else's
+    pipeline.augment_data(settings(), silent)
 
 
 def test_the_best_epoch_is_found_among_those_that_were_validated(workplace):
