@@ -26,7 +26,7 @@ from tqdm import tqdm
 
 from recbole_edt.compat import identity, write_checkpoint
 from recbole_edt.dataset import SequenceLoader
-from recbole_edt.errors import ConfigError, DataError
+from recbole_edt.errors import ConfigError, DataError, EDTError
 from recbole_edt.files import write_text
 from recbole_edt.layers import PreNormLayer
 from recbole_edt.methods import METHODS, named
@@ -36,6 +36,9 @@ from recbole_edt.two_domain import read_settings
 
 # Frozen states of fine-tuning are kept in memory up to this size, and else computed for each batch.
 STATE_CACHE_BYTES = 2**31
+
+NOT_RESUMED = {"DiffRec", "LDiffRec", "LINE", "MacridVAE", "MultiVAE", "RecVAE"}
+"""Models of RecBole with counters or optimisers outside of their weights: one that was stopped is trained anew."""
 
 
 @dataclass(frozen=True)
@@ -136,7 +139,7 @@ class ResumableTraining:
         return "early stopping" if self.cur_step > self.stopping_step else "epoch cap"
 
     def _train_epoch(self: Any, train_data: Any, epoch_idx: int, *args: Any, **kwargs: Any) -> Any:
-        if self.run_dir is not None:
+        if self.run_dir is not None and self.config["model"] not in NOT_RESUMED:
             self._save_state(train_data, epoch_idx)
         start = time.perf_counter()
         # Of a method's own steps the losses stay outside of mixed precision, which RecBole's loop would put inside.
@@ -169,6 +172,11 @@ class ResumableTraining:
             total = total + torch.stack([part.detach().double() for part in parts])
         self._check_nan(total.sum())
         return tuple(total.tolist())
+
+    def _check_nan(self: Any, loss: torch.Tensor) -> None:
+        """Raises: EDTError where RecBole raises a ValueError."""
+        if torch.isnan(loss):
+            raise EDTError(f"{self.config['model']}: the loss is nan: the training diverged; lower learning_rate")
 
     def _valid_epoch(self: Any, *args: Any, **kwargs: Any) -> Any:
         score, result = super()._valid_epoch(*args, **kwargs)

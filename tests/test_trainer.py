@@ -16,8 +16,9 @@ from recbole.trainer import Trainer
 from recbole_edt import config, pipeline
 from recbole_edt.backbones import BACKBONES
 from recbole_edt.dataset import TARGET_SEQ
-from recbole_edt.errors import ConfigError, DataError
+from recbole_edt.errors import ConfigError, DataError, EDTError
 from recbole_edt.trainer import (
+    NOT_RESUMED,
     FrozenStates,
     PhaseConfig,
     ResumableTraining,
@@ -59,11 +60,11 @@ def stop_after(trainer, batches: int) -> None:
     """Break off in the middle of a training batch, as a kill would."""
     calculate_loss, left = trainer.model.calculate_loss, [batches]
 
-    def count(interaction):
+    def count(*args, **kwargs):
         left[0] -= 1
         if left[0] < 0:
             raise Stopped
-        return calculate_loss(interaction)
+        return calculate_loss(*args, **kwargs)
 
     trainer.model.calculate_loss = count
 
@@ -94,6 +95,21 @@ def test_a_run_that_was_killed_continues_bit_for_bit(run, workplace, name, batch
     logs = [[{k: v for k, v in row.items() if k not in drop} for row in t.epoch_log] for t in (whole, again)]
     assert logs[0] == logs[1] and whole.phases == again.phases
     assert whole.best_valid_score == again.best_valid_score
+
+
+@pytest.mark.parametrize("name", sorted(NOT_RESUMED))
+def test_a_model_with_counters_of_its_own_that_was_killed_is_trained_anew_to_the_same_end(run, workplace, name):
+    whole, *data = run(name, "whole")
+    whole.fit(*data[:2])
+    broken, *data = run(name, "broken")
+    stop_after(broken, 2 * len(data[0]) + 1)
+    with pytest.raises(Stopped):
+        broken.fit(*data[:2])
+    again, *data = run(name, "broken")
+    again.fit(*data[:2])
+    one, other = weights(workplace / "whole"), weights(workplace / "broken")
+    assert all(torch.equal(one[key], other[key]) for key in one)
+    assert [row["epoch"] for row in again.epoch_log] == [0, 1, 2]
 
 
 def test_states_that_were_kept_give_the_losses_of_states_computed_anew(run):
@@ -246,7 +262,7 @@ def test_an_epoch_of_ours_ends_with_the_weights_and_the_loss_of_recboles_loop(ru
 def test_a_loss_that_is_no_number_ends_training(run):
     trainer, train_data, *_ = run("LLMEDT", "run")
     trainer.model.calculate_loss = lambda batch: sum(p.sum() for p in trainer.model.parameters()) * torch.nan
-    with pytest.raises(ValueError, match="nan"):
+    with pytest.raises(EDTError, match="LLMEDT: the loss is nan.*lower learning_rate"):
         trainer._steps(train_data)
 
 
