@@ -316,7 +316,7 @@ def embed_texts(
 
     Args:
         tokens: ``[n]`` distinct keys.
-        texts: ``[n]``; an empty one gets a zero vector and counts as without text.
+        texts: ``[n]``; an empty one gets a zero vector. Zero vectors count as without text.
         embedder: an ``EndpointEmbedder``, or one of ``EMBEDDERS``.
         path: where the table goes.
         kind: "item" or "user", kept in ``meta`` with the counts.
@@ -330,7 +330,7 @@ def embed_texts(
         "template_version": TEXT_TEMPLATE_VERSION,
         "n": len(tokens),
         "n_distinct_texts": len(distinct),
-        "n_without_text": sum(not text for text in texts),
+        "n_without_text": int((~vectors.any(axis=1))[rows].sum()),  # an endpoint may have failed, too
     }
     EmbeddingTable(tokens, rows.astype(np.int32), vectors, meta).save(path)
     return EmbeddingTable.load(path)

@@ -53,9 +53,9 @@ class TestEmbedItems:
         assert table.lookup(data.items).tolist() == [[1, 1, 0, 0], [0, 0, 0, 2], [1, 1, 0, 0], [0, 0, 0, 0]]
 
     def test_the_coverage_is_counted(self, tmp_path):
-        data = dataset(["f1 f2 k1 k2"], titles={"f1": "ab", "f2": "", "k1": "ab", "k2": ""})
+        data = dataset(["f1 f2 k1 k2"], titles={"f1": "ab", "f2": "zz", "k1": "ab", "k2": ""})
         meta = embed_items(data, LetterEmbedder(), tmp_path / "t.safetensors").meta
-        assert (meta["n"], meta["n_distinct_texts"], meta["n_without_text"]) == (4, 2, 2)
+        assert (meta["n"], meta["n_distinct_texts"], meta["n_without_text"]) == (4, 3, 2)  # "zz" got no vector
         assert (meta["kind"], meta["model"], meta["dim"]) == ("item", "letters", 4)
 
 
