@@ -34,7 +34,7 @@ MAX_LINE_BYTES = 2**26
 MAX_TEXT = 10_000
 """Characters of a text that are looked at."""
 MANY = 10_000
-"""Lines after which too many bad ones stop the reading before the end of the file."""
+"""Lines of which more than half are bad stop the reading before the end of the file."""
 PER_SECOND = {"s": 1.0, "ms": 1e3, "us": 1e6, "ns": 1e9}
 
 Column = str | Sequence[str]
@@ -66,8 +66,9 @@ class Tally:
             self.first = f"line {number}: {problem}: {_excerpt(content)}"
 
     def check(self, done: bool = False) -> None:
-        """Raises: DataError if too many lines were unusable; before the end of the file only after many lines."""
-        if self.bad > self.max_bad_share * self.rows and (done or self.rows >= MANY):
+        """Raises: DataError if too many lines were unusable; before the end of the file only if it is most of many."""
+        limit = self.max_bad_share if done else max(self.max_bad_share, 0.5)
+        if self.bad > limit * self.rows and (done or self.rows >= MANY):
             raise DataError(
                 f"{self.path}: {self.bad:,} of the {self.rows:,} lines read are unusable, more than the share "
                 f"{self.max_bad_share:g} of prepare.max_bad_share; {self.first}; is it the right file, whole?"
@@ -106,7 +107,8 @@ def blocks(
 def seconds(values: Sequence[Any], unit: str = "s") -> np.ndarray:
     """``[n]`` float64 seconds since 1970 (UTC), NaN for what is no time.
 
-    Numbers, also as text, are in ``unit``; any other text is a date, or date and time, of ISO 8601.
+    Numbers, also as text, are in ``unit``; any other text is a date, or date and time, of ISO 8601, of the years 1678
+    to 2261.
     """
     try:
         times = np.array(values, dtype=np.float64)
@@ -139,6 +141,8 @@ def is_no_time(value: Any) -> bool:
     return is_empty(value) or _number(value) == _NO_TIME
 
 
+# What nanoseconds can count: 9999-12-31 is no date to pandas 2, and one that pandas 3 cannot subtract from.
+_EARLIEST, _LATEST = pd.Timestamp.min.tz_localize("UTC"), pd.Timestamp.max.tz_localize("UTC")
 _ZONE = re.compile(r"(?:Z|\d[T ]\d[^+-]*[+-][\d:]+)\s*$")
 
 
@@ -150,6 +154,7 @@ def _dates(values: Sequence[Any]) -> np.ndarray:
     found = np.empty(len(texts))
     for kind in (zoned, ~zoned):
         dates = pd.to_datetime(texts[kind], utc=True, errors="coerce", format="ISO8601")
+        dates = dates.where(dates.between(_EARLIEST, _LATEST))
         found[kind] = ((dates - pd.Timestamp(0, tz="UTC")) / pd.Timedelta("1s")).to_numpy(np.float64)
     return found
 
@@ -262,11 +267,15 @@ def _lines(path: Path) -> Iterator[list[bytes]]:
             lines = (rest + chunk).split(b"\n")
             rest = lines.pop()
             if len(rest) > MAX_LINE_BYTES:
-                raise DataError(f"{path}: a line of more than {MAX_LINE_BYTES:,} bytes; expected one record a line")
+                raise _too_long(path)
             yield lines
             advance()
         if rest:
             yield [rest]
+
+
+def _too_long(path: Path) -> DataError:
+    return DataError(f"{path}: a line of more than {MAX_LINE_BYTES:,} bytes; expected one record a line")
 
 
 # ---- JSON lines --------------------------------------------------------------------------------------------------
@@ -365,16 +374,18 @@ def _positions(
 ) -> list[int | None]:
     """Where the columns stand; of alternatives the first that is there, None for an optional one that is not.
 
-    Raises: DataError naming every other column that is missing.
+    Raises: DataError naming every other column that is missing, or one that is there twice.
     """
     found: list[int | None] = []
     missing = []
     for column in columns:
         names = _names(column)
-        place = next((header.index(name) for name in names if name in header), None)
-        if place is None and column not in optional:
+        name = next((name for name in names if name in header), None)
+        if name is None and column not in optional:
             missing.append(_either(names))
-        found.append(place)
+        if name is not None and header.count(name) > 1:
+            raise DataError(f"{path}: the header names {name!r} twice; rename or remove one")
+        found.append(None if name is None else header.index(name))
     if missing:
         raise DataError(
             f"{path}: no column {', '.join(missing)} (found: {', '.join(map(repr, header))}); "
@@ -383,6 +394,7 @@ def _positions(
     return found
 
 
+_OPEN_QUOTE = "is a quotation mark opened there and not closed?"
 _NOT_UTF8 = "not UTF-8; save the file as UTF-8"
 _DAMAGE = re.compile(r"[\udc80-\udcff]")
 """What Python makes of a byte that is not UTF-8: half of a surrogate pair."""
@@ -404,7 +416,8 @@ def separator_of(header: str) -> str:
 def _delimited_blocks(tally: Tally, columns: Sequence[Column], optional: Collection[Column]) -> Iterator[Block]:
     with _opened(tally.path) as (file, advance):
         text = TextIOWrapper(file, encoding="utf-8-sig", errors="surrogateescape", newline="")
-        first = text.readline()
+        lines = _text_lines(tally.path, text)
+        first = next(lines, "")
         separator = separator_of(first)
         if _is_damaged(first):
             raise DataError(f"{tally.path}, line 1: {_NOT_UTF8}: {_excerpt(_bytes(first))}")
@@ -419,7 +432,7 @@ def _delimited_blocks(tally: Tally, columns: Sequence[Column], optional: Collect
         header = [name.strip() for name in next(csv.reader([first], delimiter=separator), [])]
         places = _positions(tally.path, header, columns, optional)
         tally.lines = 1
-        rows = _csv_rows(tally, csv.reader(text, delimiter=separator, strict=True), len(header))
+        rows = _csv_rows(tally, csv.reader(lines, delimiter=separator, strict=True), len(header))
         while block := list(islice(rows, BLOCK_ROWS)):
             values = [tuple(None if place is None else row[place] for place in places) for _, row in block]
             yield [number for number, _ in block], values
@@ -427,28 +440,55 @@ def _delimited_blocks(tally: Tally, columns: Sequence[Column], optional: Collect
             advance()
 
 
+def _text_lines(path: Path, text: TextIOWrapper) -> Iterator[str]:
+    """Lines with their ends."""
+    while line := text.readline(MAX_LINE_BYTES):
+        if len(line) == MAX_LINE_BYTES:
+            raise _too_long(path)
+        yield line
+
+
 def _csv_rows(tally: Tally, reader: Any, width: int) -> Iterator[tuple[int, list[str]]]:
-    """Numbered rows of UTF-8 that have as many fields as the header; an open quote costs all that it took in."""
+    """Rows of UTF-8 with as many fields as the header, and where they begin; a stray quote costs all it took in."""
     while True:
-        before = reader.line_num
+        first = 2 + reader.line_num  # the header is line 1
+        fault: tuple[str, Any] | None = None
+        row: list[str] = []
         try:
             row = next(reader)
         except StopIteration:
             return
         except csv.Error as error:
-            tally.lines = 1 + reader.line_num
-            n_lines = max(reader.line_num - before, 1)
-            tally.rows += n_lines
-            tally.fault(2 + before, f"{error}; is a quotation mark opened there and not closed?", "", n_lines)
-            continue
+            fault = f"{error}; {_OPEN_QUOTE}", ""
         tally.lines = 1 + reader.line_num
-        tally.rows += bool(row)
-        if _is_damaged(text := " ".join(row)):
-            tally.fault(tally.lines, _NOT_UTF8, _bytes(text))
-        elif len(row) == width:
-            yield tally.lines, row
+        n_lines = max(tally.lines - first + 1, 1)
+        if row:
+            fault = _row_fault(row, n_lines, reader.dialect.delimiter, width)
+        if fault:
+            tally.rows += n_lines
+            tally.fault(first, *fault, n_lines)
         elif row:
-            tally.fault(tally.lines, f"{len(row)} fields where the header has {width}", row)
+            tally.rows += 1
+            yield first, row
+
+
+def _row_fault(row: list[str], n_lines: int, separator: str, width: int) -> tuple[str, Any] | None:
+    """What is wrong with a row, and what to show of it."""
+    if _is_damaged(text := " ".join(row)):
+        return _NOT_UTF8, _bytes(text)
+    if len(row) != width:
+        return f"{len(row)} fields where the header has {width}" + f"; {_OPEN_QUOTE}" * (n_lines > 1), row
+    if n_lines > 2 and _holds_rows(row, separator):
+        return f"a field of {n_lines:,} lines that look like rows; {_OPEN_QUOTE}", row
+    return None
+
+
+def _holds_rows(row: list[str], separator: str) -> bool:
+    """Whether nearly all lines of a row would be rows by themselves; in a text of several lines they would not."""
+    lines = separator.join(row).splitlines()
+    # In a sentence a blank follows the comma; in a table in which a quotation mark opens a field it does not.
+    whole = sum(line.count(separator) == len(row) - 1 and f"{separator} " not in line for line in lines)
+    return len(row) > 1 and whole >= 0.9 * len(lines)
 
 
 def _parquet_blocks(tally: Tally, columns: Sequence[Column], optional: Collection[Column]) -> Iterator[Block]:

@@ -74,6 +74,15 @@ class TestJsonLines:
         with pytest.raises(DataError, match="20 of the 20 lines read"):
             read(path, share=0.01)
 
+    def test_bad_lines_at_the_head_of_a_good_file_do_not_stop_the_reading(self, tmp_path, monkeypatch):
+        path = tmp_path / "reviews.jsonl"
+        path.write_bytes(b"no JSON\n" * 4 + json_lines(REVIEWS[:1]) * 1000)
+        monkeypatch.setattr(readers, "MANY", 10)
+        monkeypatch.setattr(readers, "_CHUNK_BYTES", 1200)
+        assert read(path, share=0.01)[1].bad == 4
+        with pytest.raises(DataError, match="4 of the 1,004 lines read are unusable, more than the share 0.001"):
+            read(path, share=0.001)
+
     def test_lines_keep_their_numbers_across_chunks_and_blank_ones_do_not_matter(self, tmp_path, monkeypatch):
         path = tmp_path / "reviews.jsonl"
         records = [{"reviewerID": f"A{n}", "asin": "B", "unixReviewTime": n} for n in range(1, 40)]
@@ -176,7 +185,7 @@ class TestDelimited:
     def test_quoted_line_ends_gzip_and_a_byte_order_mark_are_read(self, tmp_path):
         path = tmp_path / "a.csv.gz"
         path.write_bytes(gzip.compress('\ufeffuser,"item"\r\nu1,"i\n1"\r\n\r\nu2,i2\r\n'.encode()))
-        assert read(path, ("user", "item"))[0] == [(3, ("u1", "i\n1")), (5, ("u2", "i2"))]
+        assert read(path, ("user", "item"))[0] == [(2, ("u1", "i\n1")), (5, ("u2", "i2"))]
 
     def test_a_missing_column_is_named_beside_those_there_are(self, tmp_path):
         path = tmp_path / "a.csv"
@@ -210,6 +219,46 @@ class TestDelimited:
         assert len(found) + tally.bad == tally.rows == len(lines)
         assert tally.bad == lost
         assert tally.first.startswith("line 7: ") and "is a quotation mark opened there and not closed?" in tally.first
+
+    @pytest.mark.parametrize(
+        ("opened", "closed", "told"),
+        [
+            ('u5\t"12 inch pan\t1', 'u9\tRuler 12"\t1', "line 7: a field of 5 lines that look like rows; is a quot"),
+            ('"u5\tpan\t1', 'u9\tRuler\t1"', "line 7: 1 fields where the header has 3; is a quotation mark opened"),
+            ('u5\t"pan\t1', 'u9\tRuler\t1"', "line 7: 2 fields where the header has 3; is a quotation mark opened"),
+        ],
+    )
+    def test_a_quote_that_another_line_closes_costs_the_lines_between(self, tmp_path, opened, closed, told):
+        path = tmp_path / "a.tsv"
+        lines = [f"u{n}\ti{n}\t1" for n in range(12)]
+        lines[5], lines[9] = opened, closed
+        path.write_text("\n".join(["user\titem\tcount", *lines]) + "\n")
+        found, tally = read(path, ("user",), share=1.0)
+        assert [row for _, row in found] == [(f"u{n}",) for n in (0, 1, 2, 3, 4, 10, 11)]
+        assert (tally.bad, tally.rows) == (5, 12) and tally.first.startswith(told)
+
+    @pytest.mark.parametrize(
+        "text",
+        ["Good, cheap\nRed, or blue\nLasts, too", "1,5 inch\nno comma\n2,5 inch", "a,b\n\nc,d", "x,y\nz,w", "\n\n\n"],
+    )
+    def test_texts_of_several_lines_are_read(self, tmp_path, text):
+        path = tmp_path / "a.csv"
+        path.write_text(f'item,text\ni1,"{text}"\ni2,"{text}"\n')
+        assert rows(path, ("item", "text")) == [("i1", text), ("i2", text)]
+
+    def test_a_line_without_end_is_refused_before_it_is_in_memory(self, tmp_path, monkeypatch):
+        monkeypatch.setattr(readers, "MAX_LINE_BYTES", 50)
+        for name, content in (("a.csv", "0" * 100), ("b.csv", "user\nu1\n" + "0" * 100)):
+            (tmp_path / name).write_text(content)
+            with pytest.raises(DataError, match=f"{name}: a line of more than 50 bytes; expected one record a line"):
+                read(tmp_path / name, ("user",))
+
+    def test_a_column_named_twice_is_refused_where_it_is_needed(self, tmp_path):
+        path = tmp_path / "a.csv"
+        path.write_text("user,item,item\nu,i,j\n")
+        assert rows(path, ("user",)) == [("u",)]
+        with pytest.raises(DataError, match="a.csv: the header names 'item' twice; rename or remove one"):
+            read(path, ("user", "item"))
 
     def test_lines_that_are_not_utf8_are_counted_and_never_changed(self, tmp_path):
         path = tmp_path / "a.csv"
@@ -263,6 +312,16 @@ class TestParquet:
         with pytest.raises(DataError, match="no column 'sku' .found: 'item', 'user', 'more'"):
             read(path, ("sku",))
 
+    def test_a_column_named_twice_is_refused_where_it_is_needed(self, tmp_path):
+        pa = pytest.importorskip("pyarrow")
+        import pyarrow.parquet as pq
+
+        table = pa.Table.from_arrays([pa.array([one]) for one in "uij"], names=["user", "item", "item"])
+        pq.write_table(table, tmp_path / "a.parquet")
+        assert rows(tmp_path / "a.parquet", ("user",)) == [("u",)]
+        with pytest.raises(DataError, match="a.parquet: the header names 'item' twice; rename or remove one"):
+            read(tmp_path / "a.parquet", ("user", "item"))
+
     def test_a_time_that_python_has_no_date_for_is_refused(self, tmp_path):
         pa = pytest.importorskip("pyarrow")
         import pyarrow.parquet as pq
@@ -307,6 +366,11 @@ class TestSeconds:
         found = seconds([ten, f"2024-03-01{zone}", ten]) - 1709287200
         assert found.tolist() == [0, of_zone, 0]
         assert seconds([f"2024-03-01{zone}", " 2024-03-01"])[1] == 1709251200
+
+    @pytest.mark.parametrize("date", ["9999-12-31", "0001-01-01T00:00:00", "1600-01-01T00:00:00Z"])
+    def test_dates_that_nanoseconds_cannot_count_are_none(self, date):
+        np.testing.assert_array_equal(seconds([date]), [np.nan])
+        np.testing.assert_array_equal(seconds([date, "1970-01-02", "1970-01-01T00:00:01Z"]), [np.nan, 86400, 1])
 
     @pytest.mark.parametrize("values", [[[2024, 3, 1]] * 2, [[2024, 3], [2024]], [{"y": 1}, ["2024-03-01"]]])
     def test_lists_and_objects_are_no_times(self, values):
