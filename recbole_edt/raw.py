@@ -17,6 +17,7 @@ import numpy as np
 from recbole_edt import movielens, spill
 from recbole_edt.atomic import TwoDomainData, keep_rows, sanitize
 from recbole_edt.errors import ConfigError, DataError, choice_faults, whole_number_faults
+from recbole_edt.evaluation import OVERALL
 from recbole_edt.files import is_current, read_json, sha256_of, write_json, write_manifest, write_safely
 from recbole_edt.readers import (
     PER_SECOND,
@@ -128,7 +129,7 @@ class PrepareConfig:
         share = self.max_bad_share
         if not isinstance(share, int | float) or isinstance(share, bool) or not 0 <= share <= 1:
             found.append(f"max_bad_share: {share!r} is not a number from 0 to 1")
-        if not isinstance(self.folder, str) or not self.folder:
+        if not _is_folder(self.folder):
             found.append(f"folder: {self.folder!r} is not a folder")
         days = {key: value for key in ("after", "before") if (value := getattr(self, key)) is not None}
         found += [f"{key}: {one!r} is not a day such as 2014-01-31" for key, one in days.items() if not _is_day(one)]
@@ -163,15 +164,20 @@ class PrepareConfig:
         example = "{food: {interactions: FILE, items: FILE}, kitchen: {interactions: FILE, items: FILE}}"
         if not isinstance(self.files, Mapping) or len(self.files) != 2:
             return [f"files: expected two domains as {example}, found {self.files!r}"]
-        found, paths = [], []
+        found: list[str] = []
+        paths: list[str] = []
         for domain, files in self.files.items():
             if not _is_name(domain) or sanitize(domain) != domain:
                 found.append(f"files: {domain!r} is not the name of a domain")
+            if domain == OVERALL:
+                found.append(f"files: a domain is called {OVERALL!r}, the name for all users in every table")
             if not isinstance(files, Mapping) or set(files) not in _FILE_KEYS:
                 found.append(f"files.{domain}: expected {{interactions: FILE, items: FILE}}, found {files!r}")
                 continue
-            found += [f"files.{domain}.{key}: {one!r} is not a file" for key, one in files.items() if not _is_name(one)]
-            paths += [str(one) for one in files.values()]
+            found += [f"files.{domain}.{key}: {one!r} is not a file" for key, one in files.items() if not _is_file(one)]
+            own = list(map(str, files.values()))
+            # A table of purchases may name the products, too; a title in published reviews is the reviewer's.
+            paths += dict.fromkeys(own) if self.source == "table" else own
         if not self.shared:
             twice = [path for path, n in Counter(paths).items() if n > 1]
             found += [f"files: {path} is named twice; a file belongs to one domain" for path in twice]
@@ -194,6 +200,17 @@ class PrepareConfig:
 
 def _is_name(value: Any) -> bool:
     return isinstance(value, str) and bool(value.strip())
+
+
+def _is_file(value: Any) -> bool:
+    return _is_name(value) and Path(value).name != ""
+
+
+def _is_folder(value: Any) -> bool:
+    try:
+        return isinstance(value, str) and bool(value and Path(value).expanduser())
+    except RuntimeError:  # the home of a user who has none
+        return False
 
 
 def _is_day(value: Any) -> bool:
@@ -292,8 +309,16 @@ def is_made(config: PrepareConfig, folder: Path, name: str) -> bool:
     outputs = [folder / f"{name}.inter", folder / f"{name}.item"]
     if not is_current(folder / MANIFEST, source_hash(config), outputs):
         return False
-    recorded = read_json(folder / MANIFEST)["config"].get("inputs", [])
-    return all(_is_unchanged(_find(config, one["file"]), one) for one in recorded)
+    made = read_json(folder / MANIFEST)
+    recorded = made["config"].get("inputs", [])
+    now = [_renewed(_find(config, one["file"]), one) for one in recorded]
+    if None in now:
+        return False
+    if now != recorded:  # not hashed again next time
+        made["config"]["inputs"] = now
+        with suppress(DataError):  # not ours to write
+            write_json(folder / MANIFEST, made)
+    return True
 
 
 def manifest(folder: Path) -> dict[str, Any]:
@@ -328,10 +353,11 @@ class _Preparation:
         self.domains: tuple[str, str] = tuple(config.files)
         self.one_file = len({files["interactions"] for files in config.files.values()}) == 1
         self.inputs = _inputs(config)
-        self.tallies: dict[str, Tally] = {}
+        self.tallies: dict[tuple[str, str], Tally] = {}  # by file, and what it was read for
         self.dropped: Counter[str] = Counter()
         self.counts: dict[str, Any] = {}
         self.stranger = ""  # the first name in a column of domains that is not a domain's
+        self.in_both: set[str] = set()  # items listed under both domains, where one file has all interactions
         self.mine = self._items_of_domains() if "domain" in self.item_columns else None
 
     def settings(self) -> dict[str, Any]:
@@ -344,8 +370,9 @@ class _Preparation:
         return {**self.counts, "dropped": dict(self.dropped), "rows_kept": len(rows.user)}
 
     def _read_of(self, recorded: dict[str, Any]) -> dict[str, Any]:
-        """The record of an input with what was read of it."""
-        tally = self.tallies[recorded["file"]]
+        """The record of an input with what was read of it; of a file of both, as interactions."""
+        file = recorded["file"]
+        tally = self.tallies.get((file, "interactions")) or self.tallies[file, "items"]
         read = {"lines": tally.rows, "unusable": tally.bad}
         return {**recorded, **read, **({"first_unusable": tally.first} if tally.first else {})}
 
@@ -377,16 +404,15 @@ class _Preparation:
                 continue
             values = dict(zip(self.columns, zip(*rows, strict=True), strict=True))
             users, items = _ids(values["user_id"]), _ids(values["item_id"])
-            times = self._checked(seconds(values["timestamp"], self.time_unit), tally)
+            times = seconds(values["timestamp"], self.time_unit)
             usable = np.array([bool(user and item) for user, item in zip(users, items, strict=True)])
             for row in np.flatnonzero(~usable):
                 which = self.columns["item_id" if users[row] else "user_id"]
                 tally.fault(numbers[row], f"no {which if isinstance(which, str) else ' or '.join(which)}", rows[row])
-            for row in np.flatnonzero(usable & np.isnan(times)):
+            for row in np.flatnonzero(usable & ~(np.abs(times) <= _LATEST)):
                 if not is_no_time(time := values["timestamp"][row]):
                     usable[row] = False
-                    problem = f"neither a number nor an ISO 8601 date such as 2014-01-31 in {self.columns['timestamp']}"
-                    tally.fault(numbers[row], problem, time)
+                    tally.fault(numbers[row], self._time_fault(times[row]), time)
             own, foreign = self._belongs(name, values.get("domain"), items)
             self.dropped["of_other_domains"] += 0 if again else int((usable & foreign).sum())
             usable &= own
@@ -432,16 +458,22 @@ class _Preparation:
                 self._note_stranger(texts)
                 for item, text in zip(_ids([row[0] for row in rows]), texts, strict=True):
                     found.get(text, set()).add(item)
+        if self.one_file:  # a row of an item of both would be read for each of the two
+            first, second = found.values()
+            self.in_both = first & second
+            second -= self.in_both
         return found
 
     def _note_stranger(self, texts: Sequence[str]) -> None:
         self.stranger = self.stranger or next((text for text in texts if text not in self.domains), "")
 
-    def _checked(self, times: np.ndarray, tally: Tally) -> np.ndarray:
-        for time in (np.fmax.reduce(times, initial=0), np.fmin.reduce(times, initial=0)):
-            if abs(time) > _LATEST:
-                raise DataError(f"{tally.path}: a time of {time:.0f} is not in seconds; set prepare.time_unit (ms?)")
-        return times
+    def _time_fault(self, time: float) -> str:
+        """What is wrong with a value that is read as ``time``, which is NaN or beyond ``_LATEST``."""
+        if np.isnan(time):
+            years = "of the years 1678 to 2261, such as 2014-01-31,"
+            return f"neither a number nor an ISO 8601 date {years} in {self.columns['timestamp']}"
+        remedy = "; is prepare.time_unit right?" if self.config.source == "table" else ""
+        return f"too far from 1970 for a time in {self.time_unit}{remedy}"
 
     def _in_range(self, times: np.ndarray) -> np.ndarray:
         after = _day(self.config.after) if self.config.after is not None else -np.inf
@@ -452,7 +484,8 @@ class _Preparation:
         """Rows without duplicates, rare items and users, and users who were not drawn."""
         config = self.config
         rows = rows.take(spill.in_order(rows, config.seed, self.one_file))
-        item_domain, self.counts["items_in_both"] = spill.first_domain(rows)
+        item_domain, n_in_both = spill.first_domain(rows)
+        self.counts["items_in_both"] = n_in_both + sum(item in self.in_both for item in rows.items)
         for reason, same_time in (("duplicate", True), ("repeated", False)):
             if same_time or config.repeats == "first":
                 again = spill.repeated(rows, same_time)
@@ -536,8 +569,8 @@ class _Preparation:
 
     def _tally(self, name: str, key: str) -> Tally:
         file = self.config.files[name][key]
-        self.tallies[file] = Tally(_find(self.config, file), self.config.max_bad_share)
-        return self.tallies[file]
+        self.tallies[file, key] = Tally(_find(self.config, file), self.config.max_bad_share)
+        return self.tallies[file, key]
 
 
 def _ids(values: Sequence[Any]) -> list[str]:
@@ -606,12 +639,12 @@ def _stamp(path: Path) -> dict[str, int]:
     return {"bytes": stat.st_size, "modified_ns": stat.st_mtime_ns}
 
 
-def _is_unchanged(path: Path, recorded: Mapping[str, Any]) -> bool:
+def _renewed(path: Path, recorded: dict[str, Any]) -> dict[str, Any] | None:
+    """The record of a raw file with its present time; None if its content is another."""
     if not path.is_file():
-        return True
-    if _stamp(path) == {key: recorded[key] for key in ("bytes", "modified_ns")}:
-        return True
-    return _checksum(path) == recorded["sha256"]
+        return recorded
+    now = {**recorded, **_stamp(path)}
+    return now if now == recorded or _checksum(path) == recorded["sha256"] else None
 
 
 def _checksum(path: Path) -> str:
@@ -701,8 +734,8 @@ def losses(folder: Path) -> str:
     parts = [f"{n:,} without a time"] if (n := dropped.get("without_time")) else []
     if n := dropped.get("unusable"):
         read = {of["interactions"] for of in made["config"]["files"].values()}
-        bad = next(one for one in made["config"]["inputs"] if one["file"] in read and one["unusable"])
-        parts.append(f"{n:,} unusable (first: {bad['file']}, {bad['first_unusable']})")
+        bad = next((one for one in made["config"]["inputs"] if one["file"] in read and one["unusable"]), None)
+        parts.append(f"{n:,} unusable" + (f" (first: {bad['file']}, {bad['first_unusable']})" if bad else ""))
     return f"dropped of {made['counts']['rows_read']:,} interactions read: {', '.join(parts)}" if parts else ""
 
 

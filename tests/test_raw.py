@@ -373,12 +373,53 @@ class TestTable:
         (tmp_path / "a.csv").write_text("user_id,item_id,timestamp\nu,i,1588687728923\n")
         (tmp_path / "b.csv").write_text("user_id,item_id,timestamp\nu,j,1588687728924\n")
         config = PrepareConfig("table", str(tmp_path), {"a": {"interactions": "a.csv"}, "b": {"interactions": "b.csv"}})
-        with pytest.raises(DataError, match=r"a.csv: a time of 1588687728923 is not in seconds; set prepare.time_unit"):
+        told = r"a.csv: 1 of .*line 2: too far from 1970 for a time in s; is prepare.time_unit right\?: '1588687728923'"
+        with pytest.raises(DataError, match=told):
             made(config, tmp_path / "out")
         assert made(replace(config, time_unit="ms"), tmp_path / "out").time[0] == 1588687728.923
         (tmp_path / "a.csv").write_text(f"user_id,item_id,timestamp\nu,i,{-(2**63)}\n")  # what NaT is as a number
         with pytest.raises(DataError, match="no interaction of a is left of 2 lines .dropped: without time 1"):
             made(replace(config, time_unit="ms"), tmp_path / "out")
+
+    def test_a_time_too_far_from_1970_is_an_unusable_line(self, tmp_path):
+        write_amazon(tmp_path / "raw", kitchen=[*KITCHEN, ("bob", "pan", 10**8), ("bob", "cup", -(10**9))])
+        config = PrepareConfig("amazon2018", str(tmp_path / "raw"), FILES)
+        told = r"kitchen.json: 2 of the 6 lines read .*line 5: too far from 1970 for a time in s: 8640000000000; is it"
+        with pytest.raises(DataError, match=told):
+            made(config, tmp_path / "out")
+        assert rows_of(made(replace(config, max_bad_share=0.5), tmp_path / "out")) == ALL_ROWS
+        assert dropped(tmp_path / "out") == {"unusable": 2}
+
+    def test_one_file_may_have_purchases_and_products(self, tmp_path):
+        rows = ["user_id,item_id,timestamp,title,shop", "u,i,1,Tea,food", ",i,2,Tea,food", "u,k,3,Pan,kitchen"]
+        (tmp_path / "all.csv").write_text("\n".join(rows))
+        both = {"interactions": "all.csv", "items": "all.csv"}
+        config = PrepareConfig("table", str(tmp_path), {"food": both, "kitchen": both}, max_bad_share=0.5)
+        data = made(replace(config, columns={"domain": "shop"}), tmp_path / "out")
+        assert data.item_fields["title"].tolist() == ["Tea", "Pan"]
+        told = "1 unusable (first: all.csv, line 3: no user_id: ('', 'i', '2', 'food'))"
+        assert raw.losses(tmp_path / "out").endswith(told)
+
+    def test_one_file_for_each_domain_may_have_purchases_and_products(self, tmp_path):
+        (tmp_path / "food.csv").write_text("user_id,item_id,timestamp,title\nu,i,1,Tea\n")
+        (tmp_path / "kitchen.csv").write_text("user_id,item_id,timestamp,title\nu,k,2,Pan\n")
+        files = {name: {"interactions": f"{name}.csv", "items": f"{name}.csv"} for name in ("food", "kitchen")}
+        config = PrepareConfig("table", str(tmp_path), files)
+        assert made(config, tmp_path / "out").item_fields["title"].tolist() == ["Tea", "Pan"]
+        # The title of a review is the reviewer's, not the item's.
+        assert "named twice" in replace(config, source="amazon2023").faults()[0]
+
+    def test_rows_of_an_item_listed_under_both_domains_are_read_once(self, tmp_path):
+        self.write(tmp_path / "raw")
+        with open(tmp_path / "raw" / "products.csv", "a") as file:
+            file.write("tea,Green Tea,kitchen\n")
+        both = {"interactions": "all.csv", "items": "products.csv"}
+        config = PrepareConfig("table", str(tmp_path / "raw"), {"food": both, "kitchen": both})
+        config = replace(config, columns=self.COLUMNS, item_columns={**self.ITEMS, "domain": "shop"})
+        assert rows_of(made(config, tmp_path / "out")) == ALL_ROWS
+        assert dropped(tmp_path / "out") == {"of_other_domains": 1}
+        found = counts(tmp_path / "out")
+        assert (found["rows_read"], found["items_in_both"]) == (10, 1)
 
     def test_a_mapping_that_names_a_missing_column_is_refused(self, tmp_path):
         self.write(tmp_path / "raw")
@@ -727,7 +768,7 @@ class TestBadInput:
 
 
 class TestIsMade:
-    def test_until_settings_files_or_outputs_change(self, amazon, tmp_path):
+    def test_until_settings_files_or_outputs_change(self, amazon, tmp_path, monkeypatch):
         out = tmp_path / "out"
         assert not is_made(amazon, out, "mine")
         prepare(amazon, out, "mine")
@@ -737,6 +778,9 @@ class TestIsMade:
         assert not is_made(replace(amazon, files=swapped), out, "mine")
         os.utime(tmp_path / "raw" / "kitchen.json", ns=(1, 1))
         assert is_made(amazon, out, "mine")  # the checksum is as it was
+        with monkeypatch.context() as patch:
+            patch.delattr(raw, "_checksum")  # and is not asked for again
+            assert is_made(amazon, out, "mine")
         (out / "mine.inter").write_text("user_id:token\n")
         assert not is_made(amazon, out, "mine")
 
@@ -764,6 +808,15 @@ class TestConfig:
                 {"files": {"a": {"interactions": 3}, "b": {"interactions": "x"}}},
                 "files.a.interactions: 3 is not a file",
             ),
+            (
+                {"files": {"a": {"interactions": "."}, "b": {"interactions": "x"}}},
+                "files.a.interactions: '.' is not a file",
+            ),
+            (
+                {"files": {"a": {"interactions": "x"}, "overall": {"interactions": "y"}}},
+                "files: a domain is called 'overall', the name for all users in every table",
+            ),
+            ({"folder": "~no such user/raw"}, "folder: '~no such user/raw' is not a folder"),
             ({"columns": {"user_id": "u"}}, "columns: the source amazon2018 has columns of its own"),
             ({"source": "table", "columns": {"user": "u"}}, "columns: 'user' is not one of user_id, item_id"),
             ({"source": "table", "item_columns": {"title": 1}}, "item_columns.title: 1 is not the name of a column"),
