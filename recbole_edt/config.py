@@ -26,6 +26,7 @@ from recbole_edt.augment import AugmentConfig
 from recbole_edt.embeddings import EMBEDDERS, ENDPOINT
 from recbole_edt.errors import ConfigError, choice_faults, kind_of, same_kind
 from recbole_edt.evaluation import METRICS, OVERALL
+from recbole_edt.histories import ENDINGS
 from recbole_edt.llm import LLMConfig
 from recbole_edt.methods import DEFAULT, METHODS
 from recbole_edt.profiles import PIPELINES, SRA, ProfileConfig
@@ -173,7 +174,7 @@ class RecommendConfig:
             found.append(f"users: expected ids such as [u1, u2], or a .txt file, found {self.users!r}")
         if self.users is not None and self.histories is not None:
             found.append("users: known users and new histories do not go together; give one of the two")
-        for key, endings in (("histories", (".csv", ".jsonl")), ("output", (".csv", ".jsonl", ".parquet"))):
+        for key, endings in (("histories", ENDINGS), ("output", (".csv", ".jsonl", ".parquet"))):
             path = getattr(self, key)
             if path is not None and not (isinstance(path, str) and Path(path).suffix in endings):
                 found.append(f"{key}: {path!r} is not a file that ends in {', '.join(endings)}")

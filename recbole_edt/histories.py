@@ -1,4 +1,4 @@
-"""Histories of users whom a model has never seen, from a CSV or JSON Lines file; every bad row is named.
+"""Histories of users whom a model has never seen, from a CSV or JSON Lines file; bad rows are named.
 
 CSV has a row per interaction: ``user``, ``item``, and if the rows are not in order of time a ``timestamp``, which is a
 number in all rows or an ISO 8601 date in all; the header shows the separator (``readers.separator_of``).
@@ -21,7 +21,7 @@ import pandas as pd
 from recbole_edt.atomic import sanitize
 from recbole_edt.errors import DataError
 from recbole_edt.files import read_bytes
-from recbole_edt.readers import seconds, separator_of
+from recbole_edt.readers import as_number, seconds, separator_of
 
 ENDINGS = (".csv", ".jsonl")
 _NAMED = 10
@@ -32,7 +32,7 @@ class Histories:
     """``U`` users in the order in which the file names them.
 
     Attributes:
-        users: ``[U]`` names, as the file has them.
+        users: ``[U]`` names, without outer blanks.
         item: ``[M]`` item ids, oldest first within a user.
         offsets: ``[U + 1]`` where each user begins in ``item``.
     """
@@ -87,12 +87,12 @@ def _text(path: Path) -> str:
 
 def _read_csv(path: Path, item_id: Mapping[str, int]) -> tuple[pd.DataFrame, list[tuple[int, str]]]:
     lines, frame, faults = _table(path)
-    item, user = frame["item"].map(item_id), frame["user"]
+    item, user = frame["item"].map(item_id), frame["user"].str.strip()
     empty = user == ""
     unfit = np.array([not _is_writable(one) for one in user], dtype=bool)
     given = frame["timestamp"] if "timestamp" in frame else pd.Series("0", frame.index)
     time = seconds(given.to_list())
-    number = pd.to_numeric(given, errors="coerce").notna()
+    number = ~np.isnan(np.array([as_number(one) for one in given], dtype=np.float64))
     timed = np.isfinite(time) & ~empty
     other = number != number[timed.idxmax()] if timed.any() else timed  # no order between dates and plain numbers
     tests = (
@@ -115,6 +115,8 @@ def _table(path: Path) -> tuple[list[int], pd.DataFrame, list[tuple[int, str]]]:
     width = len(header)
     fit = [(line, row) for line, row in rows if len(row) == width]
     places = {name: header.index(name) for name in ("user", "item", "timestamp") if name in header}
+    if twice := [name for name in places if header.count(name) > 1]:
+        raise DataError(f"{path}, line 1: the header names {twice[0]!r} twice; rename or remove one")
     frame = pd.DataFrame({name: [row[place] for _, row in fit] for name, place in places.items()}, dtype=object)
     others = [(line, len(row)) for line, row in rows if len(row) not in (0, width)]
     faults = [(line, f"{n} fields where the header has {width}") for line, n in others]
@@ -164,12 +166,13 @@ def _parsed(text: str) -> tuple[str, list[str]]:
         raise ValueError(f"not JSON ({error.msg}, column {error.colno})") from None
     if not isinstance(value, dict) or not {"user", "history"} <= set(value):
         raise ValueError('not an object with "user" and "history"')
-    name, tokens = value["user"], value["history"]
-    if not _is_id(name) or str(name) == "" or not _is_writable(str(name)):
-        raise ValueError(f"user {name!r} is no id")
+    user, tokens = value["user"], value["history"]
+    name = str(user).strip()
+    if not _is_id(user) or name == "" or not _is_writable(name):
+        raise ValueError(f"user {user!r} is no id")
     if not isinstance(tokens, list) or not tokens or not all(map(_is_id, tokens)):
         raise ValueError("history is no list of item ids, or an empty one")
-    return str(name), [str(token) for token in tokens]
+    return name, [str(token) for token in tokens]
 
 
 def _is_id(value: Any) -> bool:

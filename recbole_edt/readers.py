@@ -115,7 +115,7 @@ def seconds(values: Sequence[Any], unit: str = "s") -> np.ndarray:
         if times.ndim != 1:
             raise ValueError("lists are no times")
     except (TypeError, ValueError, OverflowError):
-        times = np.array([_number(value) for value in values])
+        times = np.array([as_number(value) for value in values])
         rest = np.flatnonzero(np.isnan(times))
         times[times == _NO_TIME] = np.nan
         times /= PER_SECOND[unit]
@@ -138,7 +138,7 @@ def is_empty(value: Any) -> bool:
 
 def is_no_time(value: Any) -> bool:
     """Whether a table says by this value that there is no time."""
-    return is_empty(value) or _number(value) == _NO_TIME
+    return is_empty(value) or as_number(value) == _NO_TIME
 
 
 # What nanoseconds can count: 9999-12-31 is no date to pandas 2, and one that pandas 3 cannot subtract from.
@@ -193,7 +193,8 @@ def _flat(value: Any) -> Iterator[str]:
             yield from _flat(one)
 
 
-def _number(value: Any) -> float:
+def as_number(value: Any) -> float:
+    """A number, or a text that Python reads as one, as float; NaN for anything else."""
     try:
         return float(value)
     except (TypeError, ValueError, OverflowError):

@@ -225,6 +225,9 @@ def test_histories_are_in_order_of_time_then_of_the_file_and_users_in_order_of_t
     assert other.users.tolist() == ["anna", "7"] and other.item.tolist() == found.item.tolist()
     ordered = histories.read(file_of(tmp_path, "x.csv", "item,user\nf2,0012\nf1,0012\n"), ids)
     assert ordered.users.tolist() == ["0012"] and ordered.item.tolist() == [ids["f2"], ids["f1"]]
+    text = "item,user,timestamp\nf2,anna ,1\nf1, anna,1_000\nf4,anna,30\n"
+    blanks = histories.read(file_of(tmp_path, "x.csv", text), ids)
+    assert blanks.users.tolist() == ["anna"] and blanks.item.tolist() == [ids["f2"], ids["f4"], ids["f1"]]
 
 
 @pytest.mark.parametrize("separator", [",", ";", "\t", "|"])
@@ -257,6 +260,8 @@ def test_a_file_of_histories_gives_what_each_gives_alone(model, tmp_path, size):
         ("a.csv", "user,item\nanna,f1,f2\nbob,f2,f1\n", "line 2: 3 fields where .*line 3: 3 fields where"),
         ("a.csv", 'user,item,note\na,f1,"two\nlines"\na,zzz,""\n', "line 4: unknown item 'zzz'"),
         ("a.csv", 'user,item\nanna,f1\nbob,"f2\n', "line 3: no readable CSV .*quotation mark opened there and not"),
+        ("a.csv", "user,item,item\nanna,f1,f2\n", "line 1: the header names 'item' twice; rename or remove one"),
+        ("a.csv", "user,item,timestamp\na,f1,1_000\na,f2,2000\na,f2,2024-03-01\n", "line 4: timestamp '2024-"),
         ("a.csv", "user,item\nan\0na,f1\n", r"line 2: user 'an\\x00na' is no id|line 2: no readable CSV .*NUL"),
         ("a.csv", "user,thing\nanna,f1\n", "line 1: no column 'item', only 'user', 'thing'"),
         ("a.csv", "", "the file is empty"),
@@ -269,6 +274,7 @@ def test_a_file_of_histories_gives_what_each_gives_alone(model, tmp_path, size):
         ("a.jsonl", '{"user": "a", "history": []}\n', "line 1: history is no list of item ids, or an empty one"),
         ("a.jsonl", '{"user": "a", "history": "f1"}\n', "line 1: history is no list"),
         ("a.jsonl", '{"user": "a", "history": ["f1"]}\n' * 2, "line 2: user 'a' was there before"),
+        ("a.jsonl", '{"user": "a", "history": ["f1"]}\n{"user": "a ", "history": ["f1"]}', "line 2: user 'a' was"),
         ("a.jsonl", '{"user": "a", "history": ["zzz"]}\n' * 12, "line 10: .*\n... and 2 more bad rows"),
     ],
 )
