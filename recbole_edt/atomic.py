@@ -184,6 +184,26 @@ def offsets_of(user: np.ndarray, n_users: int) -> np.ndarray:
     return np.append(0, np.cumsum(np.bincount(user, minlength=n_users))).astype(np.int64)
 
 
+def frequent(rows: np.ndarray, *least: tuple[np.ndarray, int]) -> np.ndarray:
+    """``[M]`` bool: those of ``rows`` that stay when the too rare are dropped until none is left.
+
+    Args:
+        rows: ``[M]`` bool: rows that count.
+        least: pairs of ``[M]`` numbers from 0, such as the item of each row, and how many rows each must have.
+    """
+    kept, before = rows.copy(), -1
+    while np.count_nonzero(kept) != before:
+        before = np.count_nonzero(kept)
+        for key, n in least:
+            kept &= np.bincount(key[kept], minlength=key.max(initial=0) + 1)[key] >= n
+    return kept
+
+
+def exact(values: np.ndarray) -> list[str]:
+    """Numbers as text that reads back to the same float64; whole numbers without a decimal point."""
+    return [str(int(value)) if value.is_integer() else repr(value) for value in values.tolist()]
+
+
 def sanitize(text: str) -> str:
     """``text`` as one line that fits a field: no codes for terminals, other controls as spaces, the ends stripped."""
     # Whole codes first: without its first character the rest of one would be taken for text when it is read again.
@@ -438,12 +458,7 @@ def _shown(text: Any) -> str:
 def _core(data: TwoDomainData, k: int) -> TwoDomainData:
     """Raw rows whose item and whose user's part of the domain both have ``k`` of them, to a fixed point."""
     part = 2 * data.user + data.item_domain[data.item]  # one number per (user, domain)
-    kept, before = ~data.generated, -1
-    while np.count_nonzero(kept) != before:
-        before = np.count_nonzero(kept)
-        per_item = np.bincount(data.item[kept], minlength=len(data.items))
-        per_part = np.bincount(part[kept], minlength=2 * len(data.users))
-        kept = kept & (per_item[data.item] >= k) & (per_part[part] >= k)
+    kept = frequent(~data.generated, (data.item, k), (part, k))
     item_kept = data.virtual | (np.bincount(data.item[kept], minlength=len(data.items)) > 0)
     user_kept = np.bincount(data.user[kept], minlength=len(data.users)) > 0
     kept |= data.generated & user_kept[data.user] & item_kept[data.item]
@@ -494,16 +509,11 @@ def _interaction_columns(data: TwoDomainData) -> dict[str, Iterable[str]]:
     columns: dict[str, Iterable[str]] = {
         "user_id:token": data.users[data.user],
         "item_id:token": data.items[data.item],
-        "timestamp:float": _exact(data.time),
+        "timestamp:float": exact(data.time),
     }
     if data.generated.any():
         columns["generated:float"] = np.where(data.generated, "1", "0")
     return columns
-
-
-def _exact(values: np.ndarray) -> list[str]:
-    """Numbers as text that reads back to the same float64; whole numbers without a decimal point."""
-    return [str(int(value)) if value.is_integer() else repr(value) for value in values.tolist()]
 
 
 def _check_writable(column: str, tokens: Iterable[str]) -> None:

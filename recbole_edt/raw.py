@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from recbole_edt import movielens, spill
-from recbole_edt.atomic import TwoDomainData, keep_rows, sanitize
+from recbole_edt.atomic import TwoDomainData, exact, keep_rows, sanitize
 from recbole_edt.errors import ConfigError, DataError, choice_faults, whole_number_faults
 from recbole_edt.evaluation import OVERALL
 from recbole_edt.files import is_current, read_json, sha256_of, write_json, write_manifest, write_safely
@@ -669,8 +669,7 @@ def _write_interactions(path: Path, rows: spill.Rows) -> None:
         file.write("user_id:token\titem_id:token\ttimestamp:float\n")
         for start in range(0, len(rows.user), 2**16):
             block = rows.take(slice(start, start + 2**16))
-            times = [str(int(time)) if time.is_integer() else repr(time) for time in block.time.tolist()]
-            lines = zip(rows.users[block.user], rows.items[block.item], times, strict=True)
+            lines = zip(rows.users[block.user], rows.items[block.item], exact(block.time), strict=True)
             file.writelines(f"{user}\t{item}\t{time}\n" for user, item, time in lines)
 
 

@@ -15,6 +15,7 @@ from typing import IO
 import numpy as np
 import pandas as pd
 
+from recbole_edt import atomic
 from recbole_edt.errors import DataError
 
 IN_MEMORY_ROWS = 4_000_000
@@ -254,9 +255,5 @@ def frequent(rows: Rows, item_domain: np.ndarray, k_core: int, min_history: int)
         min_history: interactions that each user must have in both domains together.
     """
     part = 2 * rows.user + item_domain[rows.item]
-    kept, before = np.ones(len(rows.user), bool), -1
-    while np.count_nonzero(kept) != before:
-        before = np.count_nonzero(kept)
-        for key, least in ((rows.item, k_core), (part, k_core), (rows.user, min_history)):
-            kept &= np.bincount(key[kept], minlength=key.max(initial=0) + 1)[key] >= least
-    return kept
+    every = np.ones(len(rows.user), bool)
+    return atomic.frequent(every, (rows.item, k_core), (part, k_core), (rows.user, min_history))
