@@ -32,7 +32,7 @@ from recbole_edt.readers import (
 )
 from recbole_edt.split import domain_ratio, training_rows
 
-RULES_VERSION = 3
+RULES_VERSION = 4
 """Raised whenever a reader turns the same source into other files."""
 MANIFEST = "prepare.json"
 TEXTS = ("title", "brand", "category", "description")

@@ -24,7 +24,8 @@ from recbole_edt import config, pipeline
 from recbole_edt.dataset import DOMAIN_SEQ, DOMAIN_SEQ_LEN, LAST_WINDOW, TARGET_SEQ
 from recbole_edt.methods import METHODS
 
-settings.register_profile("any machine", suppress_health_check=[HealthCheck.too_slow])  # it may be busy
+# The machine may be busy.
+settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("any machine")
 
 WORDS = {

@@ -320,7 +320,7 @@ def small_files(draw):
 
 class TestWrite:
     @given(texts=small_files())
-    @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=200, deadline=None)
+    @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=200)
     def test_what_is_written_reads_back_the_same(self, tmp_path, texts):
         data = toy(tmp_path, inter=texts[0], item=texts[1])
         write(data, tmp_path, "again")

@@ -279,7 +279,7 @@ def test_the_injection_ratio_is_the_share_of_kept_items_that_go_in(ratio, n_in):
 
 
 class TestPromises:
-    @settings(deadline=None, max_examples=40)
+    @settings(max_examples=40)
     @given(histories, st.sampled_from(["after_source", "append", "random"]))
     def test_taking_inserted_rows_out_gives_the_original_back(self, histories, insertion):
         data = data_of(histories)
@@ -289,7 +289,7 @@ class TestPromises:
         assert original.time.tolist() == data.time.tolist()
         assert original.offsets.tolist() == data.offsets.tolist()
 
-    @settings(deadline=None, max_examples=40)
+    @settings(max_examples=40)
     @given(histories, st.sampled_from(["after_source", "append", "random"]))
     def test_the_last_two_raw_rows_stay_last_and_short_histories_stay_as_they_are(self, histories, insertion):
         result, _ = augmented(data_of(histories), replace(OPEN, insertion=insertion, filter=False))
@@ -299,7 +299,7 @@ class TestPromises:
                 assert sequence.split() == history
         assert (leave_one_out(result)[result.generated] == TRAIN).all()
 
-    @settings(deadline=None, max_examples=40)
+    @settings(max_examples=40)
     @given(histories)
     def test_an_inserted_item_follows_an_item_of_the_other_domain_and_is_new_to_training(self, histories):
         data = data_of(histories)
@@ -314,7 +314,7 @@ class TestPromises:
         assert (result.item_domain[result.item[source[rows]]] != result.item_domain[result.item[rows]]).all()
         assert (result.time[source[rows]] == result.time[rows]).all()
 
-    @settings(deadline=None, max_examples=30)
+    @settings(max_examples=30)
     @given(histories, st.floats(-1, 1), st.integers(1, 3))
     def test_raising_tau_or_lowering_k_never_adds_an_item(self, histories, tau, k):
         data = data_of(histories)
@@ -323,7 +323,7 @@ class TestPromises:
         assert inserted(augmented(data, replace(config, tau=min(1.0, tau + 0.2)))[0]) <= base
         assert base <= inserted(augmented(data, replace(config, k=k + 1))[0])
 
-    @settings(deadline=None, max_examples=40)
+    @settings(max_examples=40)
     @given(histories, st.randoms(use_true_random=False))
     def test_held_out_rows_change_nothing(self, histories, random):
         """Swapping validation and test items for any others leaves every inserted row where it was."""
@@ -338,7 +338,7 @@ class TestPromises:
         assert sequences(training_rows(first)) == sequences(training_rows(second))
         assert first.generated.tolist() == second.generated.tolist()
 
-    @settings(deadline=None, max_examples=30)
+    @settings(max_examples=30)
     @given(histories, st.floats(0.01, 1), st.floats(0.01, 1))
     def test_a_higher_injection_ratio_adds_items_and_moves_none(self, histories, one, other):
         data, low, high = data_of(histories), min(one, other), max(one, other)

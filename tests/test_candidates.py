@@ -148,7 +148,7 @@ def test_a_damaged_table_is_an_error_naming_the_file(tmp_path: Path, damage):
         CandidateTable.load(path)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     st.integers(1, 6), st.lists(st.tuples(st.integers(0, 3), st.integers(0, 11)), max_size=30), st.integers(0, 9)
 )

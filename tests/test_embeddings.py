@@ -133,7 +133,7 @@ class TestDamagedTables:
             with pytest.raises(DataError, match="not a whole embedding table"):
                 EmbeddingTable.load(path)
 
-    @settings(deadline=None, max_examples=200)
+    @settings(max_examples=200)
     @given(content=st.binary(max_size=80))
     def test_any_other_bytes_are_refused(self, tmp_path_factory, content):
         path = tmp_path_factory.mktemp("damaged") / "t.safetensors"
@@ -141,7 +141,7 @@ class TestDamagedTables:
         with pytest.raises(DataError, match="not a whole embedding table"):
             EmbeddingTable.load(path)
 
-    @settings(deadline=None, max_examples=300)
+    @settings(max_examples=300)
     @given(place=st.integers(0, 600), byte=st.integers(0, 255))
     def test_a_changed_byte_gives_a_table_or_a_clear_error(self, tmp_path_factory, place, byte):
         path = tmp_path_factory.mktemp("changed") / "t.safetensors"

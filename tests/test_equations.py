@@ -89,7 +89,7 @@ def test_equation_6_an_item_passes_with_one_of_the_k_best_ranks_in_a_and_at_leas
     assert kept.tolist() == expected
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(
     st.lists(st.lists(st.sampled_from(ITEMS), min_size=1, max_size=9), min_size=1, max_size=5),
     st.integers(1, 5),

@@ -150,7 +150,7 @@ def test_padding_virtual_items_and_the_other_domain_are_no_candidates():
     assert counts(collect(scores, [1])) == [[0, 3]]
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.lists(st.integers(-50, 50), min_size=12, max_size=12), st.integers(-1000, 1000), st.integers(1, 10))
 def test_adding_a_constant_to_all_scores_changes_no_rank(values, constant, item):
     item = item if REAL[item] else 4

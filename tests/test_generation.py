@@ -454,7 +454,7 @@ class TestPromises:
         writer = ScriptedWriter(script, LetterEmbedder())
         return augment(data, table_of(data, vectors_of(data)), replace(LLM, **settings), writer)
 
-    @settings(deadline=None, max_examples=60)
+    @settings(max_examples=60)
     @given(histories, st.data(), st.sampled_from(["virtual", "catalog"]), st.booleans())
     def test_whatever_is_written_the_original_comes_back_and_all_is_accounted_for(self, rows, draw, kind, filtered):
         data = data_of(*[" ".join(row) for row in rows])
@@ -489,7 +489,7 @@ class TestPromises:
         again = self.augmented(data, script, generated_items=kind, filter=filtered, tau=0.3)
         assert sequences(again.data) == sequences(result) and again.counts == found.counts
 
-    @settings(deadline=None, max_examples=40)
+    @settings(max_examples=40)
     @given(histories, st.data(), st.randoms(use_true_random=False))
     def test_held_out_rows_change_no_request_and_no_inserted_row(self, rows, draw, random):
         data = data_of(*[" ".join(row) for row in rows])
@@ -506,7 +506,7 @@ class TestPromises:
             assert first.data.items.tolist() == second.data.items.tolist()
             assert sequences(training_rows(first.data)) == sequences(training_rows(second.data))
 
-    @settings(deadline=None, max_examples=40)
+    @settings(max_examples=40)
     @given(histories, st.data())
     def test_the_atomic_files_read_back_to_the_same_items_and_texts(self, rows, draw):
         data = data_of(*[" ".join(row) for row in rows])

@@ -225,7 +225,7 @@ class TestPage:
         page = check_page(html_page(everywhere(attack)))
         assert page.text.count(harmless(attack)) >= 6
 
-    @settings(deadline=None, max_examples=60)
+    @settings(max_examples=60)
     @given(st.text(max_size=40))
     def test_no_text_whatever_opens_a_tag(self, text):
         base = check_page(html_page(everywhere("word")))

@@ -371,7 +371,7 @@ def test_mixed_precision_trains_with_losses_in_full_precision(ready, backbone):
 # ---- item embeddings ---------------------------------------------------------------------------------------------
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(st.integers(2, 30), st.integers(1, 6), st.integers(1, 8), st.integers(0, 2**16))
 def test_principal_components_are_those_of_the_covariance_of_the_directions(n, width, size, seed):
     vectors = np.random.default_rng(seed).normal(size=(n, width)).astype(np.float32)

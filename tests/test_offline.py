@@ -152,7 +152,7 @@ def test_a_score_of_zero_is_never_among_the_best():
 
 
 class TestOwnCounts:
-    @settings(deadline=None, max_examples=60)
+    @settings(max_examples=60)
     @given(histories)
     def test_a_users_own_rows_never_count_for_that_user(self, histories):
         data = dataset([" ".join(history) for history in histories], items=ITEMS)

@@ -152,7 +152,7 @@ class TestProfileUsers:
         with pytest.raises(DataError, match="lack items"):
             profile_users(data, _without_last(data), ProfileConfig())
 
-    @settings(deadline=None, max_examples=30)
+    @settings(max_examples=30)
     @given(
         st.lists(st.lists(st.sampled_from(sorted(TITLES)), min_size=1, max_size=6), min_size=1, max_size=5),
         st.randoms(use_true_random=False),
@@ -389,7 +389,7 @@ class TestLanguageModel:
         with pytest.raises(ConfigError, match="profile.generator: 'llm' needs"):
             profile_users(data, table_of(data, VECTORS), ProfileConfig("llm"))
 
-    @settings(deadline=None, max_examples=30)
+    @settings(max_examples=30)
     @given(
         st.lists(st.lists(st.sampled_from(sorted(TITLES)), min_size=1, max_size=6), min_size=1, max_size=5),
         st.randoms(use_true_random=False),
@@ -408,7 +408,7 @@ class TestLanguageModel:
             asked.append(writer.asked)
         assert asked[0] == asked[1]
 
-    @settings(deadline=None, max_examples=40)
+    @settings(max_examples=40)
     @given(
         st.lists(st.lists(st.sampled_from(sorted(TITLES)), max_size=6), min_size=1, max_size=5),
         st.data(),

@@ -523,7 +523,7 @@ class TestRules:
         assert list(data.item_fields) == ["title"] and not data.item_fields["title"].any()
         assert counts(tmp_path / "out")["items_without_metadata"] == 5
 
-    @settings(deadline=None, max_examples=25)
+    @settings(max_examples=25)
     @given(
         st.lists(st.tuples(st.sampled_from("abcdef"), st.sampled_from("uvwxyz"), st.integers(0, 4)), min_size=1),
         st.lists(st.tuples(st.sampled_from("abcdef"), st.sampled_from("UVWz"), st.integers(0, 4)), min_size=1),

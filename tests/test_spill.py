@@ -64,7 +64,7 @@ class TestSpill:
         kept = Spill(tmp_path / "new").kept(5, 5)
         assert len(kept.user) == len(kept.users) == 0
 
-    @settings(deadline=None, max_examples=60)
+    @settings(max_examples=60)
     @given(ROWS, st.integers(0, 4), st.integers(0, 4), st.integers(1, 64), st.integers(1, 16))
     def test_the_coarse_filter_drops_nothing_that_the_exact_one_keeps(
         self, tmp_path_factory, rows, k, history, users, items
