@@ -283,12 +283,13 @@ class Endpoint:
         )
         if not _is_openai(self.url):  # the client takes them from the environment, and they concern nobody else
             self._http.organization = self._http.project = None
-        self._limits: list[tuple[AsyncLimiter, float | None]] = []
+        self._limits: list[tuple[AsyncLimiter, bool]] = []  # with whether it counts tokens
         if (rate := config.requests_per_minute) is not None:
             # About a second's worth at once: a larger bucket would let through twice the rate in its first minute.
-            self._limits.append((AsyncLimiter(max(1.0, rate / 60), max(1.0, 60 / rate)), None))
+            self._limits.append((AsyncLimiter(max(1.0, rate / 60), max(1.0, 60 / rate)), False))
         if (rate := config.tokens_per_minute) is not None:
-            self._limits.append((AsyncLimiter(rate / 6, 10.0), rate / 6))
+            self._limits.append((AsyncLimiter(rate / 6, 10.0), True))
+        self._turn = asyncio.Lock()
         self.in_flight, self.closing = 0, False
         self._not_before = 0.0
         self._told_until = 0.0
@@ -354,13 +355,20 @@ class Endpoint:
 
     async def _clearance(self, n_tokens: int) -> None:
         """Wait for a server that asked for a pause, and for a place under the limits."""
-        for limiter, most in self._limits:
-            await limiter.acquire(1 if most is None else min(n_tokens, most))
-        while (wait_s := self._not_before - time.monotonic()) > 0:
-            await asyncio.sleep(wait_s * random.uniform(1.0, 1.1))  # not all at the same instant
+        await self._pause()
+        if self._limits:
+            # One call at a time: places that many took before a pause, or bit by bit, would all be used at one instant.
+            async with self._turn:
+                for limiter, counts_tokens in self._limits:
+                    await _acquire(limiter, n_tokens if counts_tokens else 1)
+                await self._pause()
         if self.closing:
             raise asyncio.CancelledError
         self._before_each()
+
+    async def _pause(self) -> None:
+        while (wait_s := self._not_before - time.monotonic()) > 0:
+            await asyncio.sleep(wait_s * random.uniform(1.0, 1.1))  # not all at the same instant
 
     def _tell(self, failure: Failure) -> None:
         """Say that a wait begins, unless the last one that was told of goes on."""
@@ -426,6 +434,13 @@ class Endpoint:
             limited = status in (429, 503, 529) or wait_s is not None
             return Failure("rate limit" if limited else "server", f"{status}: {message}", wait_s)
         return Failure("refused" if error.code == "content_filter" else "bad request", f"{status}: {message}")
+
+
+async def _acquire(limiter: Any, n: float) -> None:
+    """Wait for places, which may be more than the limiter gives at a time."""
+    while n > 0:
+        await limiter.acquire(min(n, limiter.max_rate))
+        n -= limiter.max_rate
 
 
 def key_from_environment(config: LLMConfig) -> str:

@@ -1,3 +1,4 @@
+import asyncio
 import json
 import time
 from email.utils import formatdate
@@ -6,6 +7,7 @@ import numpy as np
 import pytest
 from faulty_server import EMBEDDING, chat_answer, embeddings_answer
 
+from recbole_edt import endpoint
 from recbole_edt.endpoint import (
     Dialect,
     Endpoint,
@@ -157,6 +159,73 @@ class TestKey:
 
 def opened(**settings):
     return Endpoint(LLMConfig(**settings), lambda: None, 0.1, print)
+
+
+class Ahead(asyncio.SelectorEventLoop):
+    """A loop whose clock hardly moves while anything runs, and jumps to whatever is awaited next."""
+
+    now = 1000.0
+
+    def time(self):
+        return self.now
+
+    def _run_once(self):
+        self.now += 1e-6  # rounding must not leave anybody a wait that never ends
+        if not self._ready and self._scheduled:
+            self.now = max(self.now, self._scheduled[0]._when)
+        super()._run_once()
+
+
+def left_at(monkeypatch, n_calls, n_tokens, pause=None, **settings):
+    """Seconds after the start at which calls leave, ``concurrency`` at a time and each answered after 10 ms.
+
+    ``pause`` is when the server asks for one, and how long.
+    """
+    loop, left = Ahead(), []
+    monkeypatch.setattr(endpoint.time, "monotonic", loop.time)
+    start, config = loop.now, LLMConfig(base_url="http://127.0.0.1/v1", **settings)
+    queue = iter(range(n_calls))
+
+    async def worker(way):
+        for _ in queue:
+            await way._clearance(n_tokens)
+            await asyncio.sleep(0.01)
+
+    async def main():
+        way = Endpoint(config, lambda: left.append(loop.now - start), 0.1, print)
+        if pause is not None:
+            loop.call_later(pause[0], lambda: setattr(way, "_not_before", loop.now + pause[1]))
+        await asyncio.gather(*(worker(way) for _ in range(config.concurrency)))
+        await way.close()
+
+    try:
+        loop.run_until_complete(main())
+    finally:
+        loop.close()
+    return np.array(left)
+
+
+def most_within(seconds, times):
+    return max(((times >= one) & (times < one + seconds)).sum() for one in times)
+
+
+class TestPace:
+    @pytest.mark.parametrize("n_tokens", [700, 4010, 6500])
+    def test_a_large_call_counts_with_all_its_tokens(self, monkeypatch, n_tokens):
+        times = left_at(monkeypatch, 12, n_tokens, tokens_per_minute=6000, concurrency=8)
+        sent = n_tokens * np.arange(1, 13)
+        assert (sent <= 1000 + 100 * times + 1).all()  # ten seconds' worth at once, then 100 a second
+        assert times[-1] == pytest.approx((12 * n_tokens - 1000) / 100, abs=0.1)
+
+    @pytest.mark.parametrize("limits", [{"requests_per_minute": 600}, {"tokens_per_minute": 60_000}])
+    def test_after_a_pause_no_more_leave_together_than_at_the_start(self, monkeypatch, limits):
+        times = left_at(monkeypatch, 300, 1000, pause=(0.5, 4.0), concurrency=64, **limits)
+        assert len(times) == 300 and not ((times > 0.5) & (times < 4.5)).any()
+        assert most_within(1.0, times) <= 21 and most_within(6.0, times) <= 71
+
+    def test_without_limits_a_pause_holds_every_call_and_nothing_else_does(self, monkeypatch):
+        times = left_at(monkeypatch, 300, 1000, pause=(0.015, 4.0), concurrency=64)
+        assert (times[:128] < 0.015).all() and (times[128:192] >= 4.0).all() and times[-1] < 4.5
 
 
 def body(**changes):
