@@ -24,6 +24,7 @@ from recbole.utils import ModelType, argument_list, get_model
 from recbole_edt import compat
 from recbole_edt.augment import AugmentConfig
 from recbole_edt.embeddings import EMBEDDERS, ENDPOINT
+from recbole_edt.endpoint import is_near, is_same_server
 from recbole_edt.errors import ConfigError, choice_faults, kind_of, same_kind
 from recbole_edt.evaluation import METRICS, OVERALL
 from recbole_edt.histories import ENDINGS
@@ -120,7 +121,7 @@ class EmbedConfig:
     base_url: str | None = None
     """The endpoint; none is ``llm.base_url``."""
     api_key_env: str | None = None
-    """Environment variable with the key; none is ``llm.api_key_env``."""
+    """Environment variable with the key; none is ``llm.api_key_env`` on the server of ``llm.base_url``, else no key."""
     vectors: str | None = None
     """Path of your own vectors instead: RecBole's ``.itememb`` text, or a ``.safetensors`` table of this library."""
     missing_text: str = "zero"
@@ -314,9 +315,15 @@ class Settings:
 
     @property
     def embedding(self) -> LLMConfig:
-        """How the embedding endpoint is asked: as the LLM, but for what the group ``embed`` says."""
-        own = {"base_url": self.embed.base_url, "api_key_env": self.embed.api_key_env}
-        return replace(self.llm, model=self.embed.model, **{key: one for key, one in own.items() if one is not None})
+        """How the embedding endpoint is asked: as the LLM, but for what the group ``embed`` says.
+
+        The LLM's key goes to no other server than the LLM's.
+        """
+        url = self.llm.base_url if self.embed.base_url is None else self.embed.base_url
+        shared = self.llm.api_key_env if is_same_server(url, self.llm.base_url) else None
+        return replace(
+            self.llm, model=self.embed.model, base_url=url, api_key_env=self.embed.api_key_env or shared
+        )
 
 
 OWN = {f.name for f in fields(Settings)} - {"recbole", "command", "given", "data_variant", "pipelines"}
@@ -497,6 +504,7 @@ def _settings(values: dict[str, Any], origin: Mapping[str, str], asks: bool = Tr
         _check_values(f"model_settings.{model}.", own, {**shared, **known}, fault)
     if not faults:
         _check_methods(kwargs, fault)
+        _check_embedding_key(kwargs, fault, asks)
     if faults:
         raise ConfigError("\n".join(dict.fromkeys(faults)))
     return _with_pipelines(Settings(**kwargs, given=given))
@@ -545,6 +553,19 @@ def _check_generators(kwargs: Mapping[str, Any], fault: Fault, asks: bool) -> No
             "embed.vectors",
             "embed.vectors: items that an LLM writes need vectors of the same model as yours; name it with "
             "embed.embedder: endpoint and embed.model, or leave your vectors out",
+        )
+
+
+def _check_embedding_key(kwargs: Mapping[str, Any], fault: Fault, asks: bool) -> None:
+    """Whether it is said which key another server than the LLM's gets; one nearby may need none."""
+    embed, llm = kwargs.get("embed") or EmbedConfig(), kwargs.get("llm") or LLMConfig()
+    if not asks or embed.embedder != ENDPOINT or embed.api_key_env or embed.base_url is None:
+        return
+    if not is_same_server(embed.base_url, llm.base_url) and not is_near(embed.base_url):
+        fault(
+            "embed.base_url",
+            "embed.api_key_env: embed.base_url is another server than llm.base_url, whose key goes nowhere else; name "
+            "the environment variable with its own key (an empty one, if it needs none)",
         )
 
 

@@ -73,15 +73,17 @@ def _language_model(settings: Settings) -> str:
     }
     told = [
         f"{name}: {one.model or 'no model named (llm.model)'} at "
-        f"{one.base_url or OPENAI}, {shown(one.api_key_env)} is {_presence(one.api_key_env)}"
+        f"{one.base_url or OPENAI}, {_presence(one.api_key_env)}"
         for name, one in asked.items()
         if one is not None
     ]
     return "; ".join(told) if told else "language model: none is asked with these settings"
 
 
-def _presence(variable: str) -> str:
-    return "set" if os.environ.get(variable) else "not set"
+def _presence(variable: str | None) -> str:
+    if variable is None:
+        return "no key"
+    return f"{shown(variable)} is {'set' if os.environ.get(variable) else 'not set'}"
 
 
 def _data(settings: Settings, say: Say) -> str | None:

@@ -46,8 +46,8 @@ class LLMConfig:
     """The endpoint, such as ``http://localhost:8000/v1``; none is OpenAI's."""
     model: str | None = None
     """Name of the chat model; needed where a generator is ``llm``."""
-    api_key_env: str = "OPENAI_API_KEY"
-    """Environment variable that holds the key; a server of your own may need none."""
+    api_key_env: str | None = "OPENAI_API_KEY"
+    """Environment variable that holds the key, which may be empty for a server of your own; none sends no key."""
     temperature: float | None = 0.7
     """Randomness of the answers, 0 to 2 (the paper: not given); none leaves it to the server."""
     seed: int | None = 42
@@ -97,7 +97,8 @@ class LLMConfig:
                 found.append(f"{name}: {value!r} is not a text")
         if not isinstance(self.replay, bool):
             found.append(f"replay: {self.replay!r} is not true or false")
-        if not (isinstance(self.api_key_env, str) and re.fullmatch(r"[A-Za-z_]\w*", self.api_key_env)):
+        variable = self.api_key_env
+        if variable is not None and not (isinstance(variable, str) and re.fullmatch(r"[A-Za-z_]\w*", variable)):
             found.append("api_key_env: not the name of an environment variable; the key itself belongs into one")
         return found + _url_faults(self.base_url)
 
@@ -410,6 +411,13 @@ class Endpoint:
             return Failure("garbage", self.hidden(str(error)))
         raise error
 
+    def _told_key(self) -> str:
+        name = shown(self.config.api_key_env)
+        if not name:
+            return "None was sent: name the environment variable with the key of this server in api_key_env"
+        state = "was sent" if self._key else f"is missing: the environment variable {name} is empty"
+        return f"The key from {name} {state}; check that it belongs to this endpoint and may use this model"
+
     def _status_failure(self, error: Any) -> Failure:
         status, message = error.status_code, self.hidden(_message(error))
         if error.code in ("insufficient_quota", "billing_hard_limit_reached") or status == 402:
@@ -418,12 +426,7 @@ class Endpoint:
                 "again, what was answered is stored"
             ) from None
         if status in (401, 403):
-            name = shown(self.config.api_key_env)
-            state = "was sent" if self._key else f"is missing: the environment variable {name} is empty"
-            raise LLMError(
-                f"{self.url}: the key is refused ({status}: {message}). The key from {name} {state}; "
-                "check that it belongs to this endpoint and may use this model"
-            ) from None
+            raise LLMError(f"{self.url}: the key is refused ({status}: {message}). {self._told_key()}") from None
         if status in (404, 405, 410, 501):
             raise LLMError(
                 f"{self.url}: the endpoint or its model {self.config.model!r} does not exist ({status}: {message}); "
@@ -448,10 +451,11 @@ def key_from_environment(config: LLMConfig) -> str:
 
     Raises: LLMError if there is none for OpenAI, or if it cannot be sent.
     """
-    name = config.api_key_env
+    name = config.api_key_env or ""
     key = os.environ.get(name, "").strip()
     if not key and config.base_url is None:
-        raise LLMError(f"no key: put it into the environment variable {shown(name)}, or name another in api_key_env")
+        place = f"put it into the environment variable {shown(name)}, or name another" if name else "name its variable"
+        raise LLMError(f"no key: {place} in api_key_env")
     if not key.isascii() or not key.isprintable():
         raise LLMError(f"the environment variable {shown(name)} holds characters that no key has; copy the key again")
     return key
@@ -469,15 +473,22 @@ def _check_way_of_key(config: LLMConfig, key: str) -> None:
 
 def _is_open(url: str) -> bool:
     """Whether a URL is plain http beyond this machine and its private network."""
-    parts = urlsplit(url)
-    host = parts.hostname or ""
+    return urlsplit(url).scheme == "http" and not is_near(url)
+
+
+def is_near(url: str) -> bool:
+    """Whether a URL is on this machine or in its private network."""
+    host = urlsplit(url).hostname or ""
     try:
         address = ipaddress.ip_address(host)
     except ValueError:
-        is_near = host == "localhost" or "." not in host or host.endswith((".localhost", ".local"))
-    else:
-        is_near = address.is_loopback or address.is_private or address.is_link_local
-    return parts.scheme == "http" and not is_near
+        return host == "localhost" or "." not in host or host.endswith((".localhost", ".local"))
+    return address.is_loopback or address.is_private or address.is_link_local
+
+
+def is_same_server(url: str | None, other: str | None) -> bool:
+    """Whether two base URLs, of which none is OpenAI's, name one server, so that one key is for both."""
+    return urlsplit(url or OPENAI)[:2] == urlsplit(other or OPENAI)[:2]
 
 
 def _is_openai(url: str) -> bool:
@@ -485,8 +496,9 @@ def _is_openai(url: str) -> bool:
     return host == "api.openai.com" or host.endswith(".api.openai.com")
 
 
-def shown(variable: str) -> str:
-    """The name of a variable, unless it looks like the key itself, put there by mistake."""
+def shown(variable: str | None) -> str:
+    """The name of a variable, unless it looks like the key itself, put there by mistake; empty for none."""
+    variable = variable or ""
     is_name = variable in os.environ or variable == variable.upper()
     return variable if is_name else f"{variable[:4]}..."
 

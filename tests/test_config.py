@@ -221,6 +221,33 @@ def test_later_files_and_the_command_line_win_key_by_key(workplace):
     assert settings.profile == config.ProfileConfig()
 
 
+ELSEWHERE = {"llm.base_url": "https://api.deepseek.com/v1", "llm.api_key_env": "DEEPSEEK_API_KEY", "llm.model": "m"}
+
+
+@pytest.mark.parametrize(
+    ("embed", "url", "variable"),
+    [
+        ({}, "https://api.deepseek.com/v1", "DEEPSEEK_API_KEY"),
+        ({"base_url": "https://api.deepseek.com/v2"}, "https://api.deepseek.com/v2", "DEEPSEEK_API_KEY"),
+        ({"base_url": "http://127.0.0.1:9/v1"}, "http://127.0.0.1:9/v1", None),
+        ({"base_url": "https://api.voyageai.com/v1", "api_key_env": "MINE"}, "https://api.voyageai.com/v1", "MINE"),
+        ({"api_key_env": "MINE"}, "https://api.deepseek.com/v1", "MINE"),
+    ],
+)
+def test_the_key_of_the_llm_is_that_of_the_vectors_on_the_same_server_alone(workplace, embed, url, variable):
+    keys = {f"embed.{key}": value for key, value in {"embedder": "endpoint", "model": "e", **embed}.items()}
+    asked = config.load("tiny", [], {**ELSEWHERE, **keys}).embedding
+    assert (asked.base_url, asked.api_key_env, asked.model) == (url, variable, "e")
+
+
+def test_another_server_beyond_this_network_needs_the_name_of_its_own_key(workplace, refused):
+    keys = {**ELSEWHERE, "embed.embedder": "endpoint", "embed.model": "e", "embed.base_url": "https://api.openai.com/v1"}
+    (line,) = refused(*(f"--{key}={value}" for key, value in keys.items()))
+    assert line.startswith("command line: embed.api_key_env: embed.base_url is another server than llm.base_url, whose")
+    config.load("tiny", [], {**keys, "embed.embedder": "wordllama"})
+    config.load("tiny", [], keys, asks=False)
+
+
 def test_keys_of_every_method_may_stand_for_all_models_and_a_methods_own_are_its_own(workplace, refused):
     settings = config.load("tiny", [], {"beta": 0.3, "models": ["SASRec"]})
     assert "beta" not in config.model_values(settings, "SASRec")

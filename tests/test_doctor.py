@@ -103,6 +103,9 @@ def test_the_doctor_says_whom_a_run_would_ask_and_of_the_key_only_whether_it_is_
     monkeypatch.delenv("OPENAI_API_KEY")
     assert run(["doctor", "--dataset=three", *asked]) == 0
     assert "OPENAI_API_KEY is not set" in capsys.readouterr().out
+    vectors = ["--embed.embedder=endpoint", "--embed.model=v", "--embed.base_url=http://127.0.0.1:8/v1"]
+    assert run(["doctor", "--dataset=three", *asked, *vectors]) == 0
+    assert "vectors: v at http://127.0.0.1:8/v1, no key" in capsys.readouterr().out
 
 
 def test_a_model_that_is_not_named_yet_keeps_neither_the_doctor_nor_the_cache_from_working(place, capsys):

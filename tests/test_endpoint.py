@@ -13,6 +13,7 @@ from recbole_edt.endpoint import (
     Endpoint,
     LLMConfig,
     is_loopback,
+    is_same_server,
     key_from_environment,
     read_chat,
     read_vectors,
@@ -148,6 +149,13 @@ class TestKey:
         for url in ("https://api.deepseek.com/v1", "https://api.openai.com.evil.com/v1", "http://127.0.0.1/v1"):
             headers = opened(base_url=url)._http.default_headers
             assert "mine" not in [headers[name] for name in names]
+
+    def test_is_not_sent_where_no_variable_is_named(self, monkeypatch):
+        monkeypatch.setenv("OPENAI_API_KEY", "sk-0123456789")
+        assert LLMConfig(api_key_env=None).faults() == []
+        assert key_from_environment(LLMConfig(base_url="http://10.0.0.1/v1", api_key_env=None)) == ""
+        with pytest.raises(LLMError, match="no key: name its variable in api_key_env"):
+            key_from_environment(LLMConfig(api_key_env=None))
 
     def test_that_stands_where_its_variable_should_is_not_shown(self, monkeypatch):
         with pytest.raises(LLMError, match=r"environment variable gsk_\.\.\.,") as caught:
@@ -351,6 +359,13 @@ class TestDialect:
 
     def test_does_not_take_a_word_of_the_prompt_for_a_parameter(self):
         assert Dialect().next("cannot parse 'Poppy seed tea'", True) == Dialect(limits=False)
+
+
+def test_one_server_is_one_scheme_host_and_port():
+    assert is_same_server(None, "https://api.openai.com/v1/")
+    assert is_same_server("http://127.0.0.1:1/v1", "http://127.0.0.1:1/other")
+    for other in ("http://127.0.0.1:2/v1", "https://127.0.0.1:1/v1", "http://localhost:1/v1", None):
+        assert not is_same_server("http://127.0.0.1:1/v1", other)
 
 
 def test_only_this_machine_is_loopback():

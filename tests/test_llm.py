@@ -360,6 +360,10 @@ class TestFaultsThatStop:
         with pytest.raises(LLMError, match="is missing: the environment variable OPENAI_API_KEY is empty"):
             client(server, store).ask(requests(2), "asking")
 
+    def test_a_key_that_no_variable_was_named_for_is_asked_for(self, server, store):
+        with pytest.raises(LLMError, match="None was sent: name the environment variable .* in api_key_env"):
+            client(server, store, api_key_env=None).ask(requests(2), "asking")
+
     @pytest.mark.parametrize(
         ("fault", "message"),
         [
