@@ -224,6 +224,7 @@ class Client:
         self._backoff_s, self._patience_s = backoff_s, patience_s
         fact = store.fact(self.endpoint, self.model, self._dialect_name)
         self._dialect = Dialect(**{**fact, "without": tuple(fact["without"])}) if fact else None
+        self._is_doubtful = bool(store.fact(self.endpoint, self.model, self._doubt_name))
 
     # ---- chat ----
 
@@ -283,7 +284,7 @@ class Client:
     @property
     def is_explored(self) -> bool:
         """Whether it is known how this endpoint is to be asked; if not, the first call of ``ask`` finds out."""
-        return self._dialect is not None
+        return self._dialect is not None and not self._is_doubtful
 
     def pending(self, requests: Sequence[ChatRequest]) -> list[Exported]:
         """The next call of every question without an answer, for a batch file.
@@ -370,8 +371,12 @@ class Client:
     def _dialect_name(self) -> str:
         return f"dialect {self.config.structured}"
 
+    @property
+    def _doubt_name(self) -> str:
+        return f"{self._dialect_name} doubtful"
+
     async def _ask_all(self, session: Session, talks: Sequence[_Conversation], desc: str) -> None:
-        if self._dialect is None:
+        if not self.is_explored:
             for talk in talks[:_PROBES]:
                 failure = await self._detect(session, replace(talk, turns=[*talk.turns]))
                 if failure is not None and failure.kind == "connection":
@@ -391,9 +396,12 @@ class Client:
     async def _detect(self, session: Session, talk: _Conversation) -> Failure | None:
         """Ask one question in one way after the other until one works, and remember it for the endpoint.
 
+        A way that worked before comes first, for answers are stored by the way in which they were asked for.
+
         Returns: the last failure, if none works.
         """
-        dialect: Dialect | None = self._first_dialect
+        known = self._dialect
+        dialect: Dialect | None = known or self._first_dialect
         failure: Failure | None = None
         may_change = self.config.structured == "auto"
         while dialect is not None:
@@ -404,18 +412,25 @@ class Client:
                 failure = outcome
                 if outcome.kind != "bad request":
                     break
-                dialect = dialect.next(outcome.message, may_change)
+                dialect = self._first_dialect if dialect is known else dialect.next(outcome.message, may_change)
                 continue
             verdict = structured.judge(*outcome, structured.without_limits(talk.request.schema))
             ignored = isinstance(verdict, Problem) and verdict.kind in ("not JSON", "schema")
-            if not (ignored and may_change and dialect.mode == "json_schema"):
+            if not (ignored and may_change and dialect.mode == "json_schema" and dialect is not known):
                 self.store.remember(self.endpoint, self.model, self._dialect_name, asdict(dialect))
+                self._doubt(False)
                 return None
             # The server took the schema and did not heed it.
             session.reject(call.key)
             dialect = replace(dialect, mode="json_object")
-        self._dialect = None
+        self._dialect = known
         return failure
+
+    def _doubt(self, is_doubtful: bool) -> None:
+        """Note whether the way of asking is to be looked for anew when something is asked next."""
+        if is_doubtful != self._is_doubtful:
+            self._is_doubtful = is_doubtful
+            self.store.remember(self.endpoint, self.model, self._doubt_name, is_doubtful)
 
     async def _converse(self, session: Session, talk: _Conversation) -> None:
         """Ask until there is a good answer, or none is to be had."""
@@ -456,7 +471,7 @@ class Client:
             session.way.count_failure(failure)
         except LLMError:
             if failure.kind == "bad request":  # perhaps the endpoint no longer takes what it took
-                self.store.remember(self.endpoint, self.model, self._dialect_name, None)
+                self._doubt(True)
             raise
 
     # ---- embeddings ----

@@ -615,6 +615,37 @@ class TestForms:
         with pytest.raises(LLMError, match="bad request"):
             client(server, store, concurrency=2).ask(requests(120), "asking")
         assert all(one.failure is None for one in client(server, store).ask(requests(5), "asking"))
+        assert store.fact(server.url, "m", "dialect auto")["mode"] == "json_object"
+        assert client(server, store).is_explored
+
+    def test_a_way_that_is_in_doubt_goes_on_finding_what_was_paid_and_comes_first_when_it_is_looked_for(
+        self, server, store
+    ):
+        server.refuses = ["json_schema"]
+        paid = [one.value for one in client(server, store).ask(requests(5), "asking")]
+        call = client(server, store).pending([request(9)])
+        server.always = "422"
+        with pytest.raises(LLMError, match="failed 100 calls in a row"):
+            client(server, store).ask([request(n) for n in range(20, 140)], "asking")
+        server.always = None
+        server.forget()
+        asking = client(server, store)
+        assert not asking.is_explored and asking.plan(requests(5)).cached == 5
+        assert [one.value for one in client(server, store, replay=True).ask(requests(5), "asking")] == paid
+        assert [one.value for one in asking.ask(requests(5), "asking")] == paid
+        assert asking.pending([request(9)]) == call and server.n_calls == 0
+        assert [one.value for one in asking.ask(requests(7), "asking")][:5] == paid
+        assert server.n_calls == 2 and client(server, store).is_explored
+
+    def test_a_way_that_is_in_doubt_and_finds_no_other_stays(self, server, store):
+        server.refuses = ["json_schema"]
+        client(server, store).ask(requests(5), "asking")
+        server.always = "422"
+        for _ in range(2):
+            with pytest.raises(LLMError, match="failed 100 calls in a row"):
+                client(server, store).ask([request(n) for n in range(20, 140)], "asking")
+        server.forget()
+        assert client(server, store, replay=True).ask(requests(5), "asking") and server.n_calls == 0
 
 
 class TestMoney:
