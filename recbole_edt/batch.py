@@ -20,7 +20,6 @@ from recbole_edt.costs import Price, load_prices
 from recbole_edt.endpoint import CHAT, EMBEDDINGS, LLMConfig, read_chat, read_vectors
 from recbole_edt.errors import DataError
 from recbole_edt.files import write_safely
-from recbole_edt.frame import harmless
 from recbole_edt.llm import chat_answer, price_at, vector_answers
 from recbole_edt.structured import short, whole_text
 
@@ -150,7 +149,7 @@ def _answer(request: Exported, result: dict[str, Any], price: Price | None, fail
     status = response.get("status_code") if isinstance(response, dict) else None
     if not isinstance(response, dict) or status != 200:
         code = error.get("code") if isinstance(error, dict) else None
-        failed[harmless(short(str(code or (f"status {status}" if status else "failed"))))] += 1
+        failed[short(str(code or (f"status {status}" if status else "failed")))] += 1
         return None
     content = json.dumps(response.get("body"))
     try:

@@ -524,5 +524,5 @@ def retry_after(headers: Mapping[str, str]) -> float | None:
 def _message(error: Any) -> str:
     """What a server said about an error, with the parameter that it names."""
     body = error.body if isinstance(error.body, dict) else {}
-    parameter = f" (parameter '{body['param']}')" if isinstance(body.get("param"), str) else ""
+    parameter = f" (parameter '{short(body['param'])}')" if isinstance(body.get("param"), str) else ""
     return short(str(body.get("message") or error.message)) + parameter

@@ -12,12 +12,13 @@ from typing import Any
 
 import jsonschema
 
+from recbole_edt.frame import harmless
+
 _LIMITS = ("minLength", "maxLength", "minItems", "maxItems", "minimum", "maximum", "pattern", "format")
 _FAULTS_TOLD = 3
 _MOST_STARTS = 50  # places of a text where JSON is looked for
 _MOST_CHARACTERS = 200_000
-_FENCE = re.compile(r"```[\w-]*\s*\n?(.*?)```", re.DOTALL)
-_THOUGHT = re.compile(r"<think>.*?</think>", re.DOTALL)
+_LANGUAGE = re.compile(r"\A[\w-]*\s*")
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
@@ -80,8 +81,10 @@ def _validator(schema: str) -> Any:
 
 def _candidates(text: str) -> Iterator[Any]:
     """JSON values in a text, the likeliest first."""
-    text = _THOUGHT.sub("", text[:_MOST_CHARACTERS]).strip()
-    for whole in (text, *(match.group(1) for match in _FENCE.finditer(text))):
+    text = _without_thoughts(text[:_MOST_CHARACTERS]).strip()
+    # In the event loop of all calls: an expression would take seconds for a fence or a thought that is never closed.
+    fenced = text.split("```")[1:-1:2]
+    for whole in (text, *(_LANGUAGE.sub("", one) for one in fenced)):
         try:
             yield _loads(whole)
         except (ValueError, RecursionError):
@@ -96,6 +99,14 @@ def _candidates(text: str) -> Iterator[Any]:
             yield whole_text(value)
         except (ValueError, RecursionError):
             position = start + 1
+
+
+def _without_thoughts(text: str) -> str:
+    """The text without all from ``<think>`` to the next ``</think>``."""
+    kept, position = "", 0
+    while (start := text.find("<think>", position)) >= 0 and (end := text.find("</think>", start)) >= 0:
+        kept, position = kept + text[position:start], end + len("</think>")
+    return kept + text[position:]
 
 
 def _loads(text: str) -> Any:
@@ -136,6 +147,6 @@ def _fitted(value: Any, schema: Mapping[str, Any]) -> Any:
 
 
 def short(text: str, most: int = 300) -> str:
-    """The text on one line, cut to what is worth showing."""
-    text = " ".join(text.split())
+    """The text on one line, cut to what is worth showing, with nothing in it that a terminal would obey."""
+    text = harmless(" ".join(text.split()))
     return text if len(text) <= most else f"{text[: most - 3]}..."

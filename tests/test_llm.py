@@ -14,7 +14,7 @@ from pathlib import Path
 import jsonschema
 import numpy as np
 import pytest
-from faulty_server import HARMLESS, PASSING_CHAT, PASSING_EMBEDDING, FaultyServer, word_vector
+from faulty_server import HARMLESS, PASSING_CHAT, PASSING_EMBEDDING, STATUS, FaultyServer, word_vector
 
 from recbole_edt import endpoint, structured
 from recbole_edt.answers import AnswerStore
@@ -386,6 +386,15 @@ class TestFaultsThatStop:
         server.forget()
         client(server, store).ask(requests(50), "asking")
         assert server.n_calls == 50 - n_stored
+
+    def test_a_message_of_the_server_is_shown_without_what_a_terminal_would_obey(self, server, store, monkeypatch):
+        monkeypatch.setitem(STATUS, "404", (404, "no such model \x1b]0;mine\x07\x1b[2J", "\x1b[2J"))
+        server.always = "404"
+        with pytest.raises(LLMError) as caught:
+            client(server, store).ask([request(1)], "asking")
+        assert str(caught.value).isprintable() and r"no such model \x1b]0;mine\x07\x1b[2J)" in str(caught.value)
+        server.always, server.rejects = None, ["seed"]
+        assert client(server, store).ask([request(1)], "asking")[0].failure is None
 
     @pytest.mark.parametrize(("fault", "kind"), [("400", "bad request"), ("422", "bad request"), ("policy", "refused")])
     def test_a_bad_request_concerns_one_question_and_is_not_repeated(self, server, store, fault, kind):

@@ -1,4 +1,5 @@
 import json
+import time
 
 import pytest
 from hypothesis import given
@@ -103,6 +104,20 @@ class TestJudge:
         found = judge(text, "stop", SCHEMA)
         assert isinstance(found, Problem) or fault_of(found, SCHEMA) is None
 
+    @pytest.mark.parametrize("opened", ["<think>" * 20_000, f"```{'a' * 140_000}", "```" + "\n" * 140_000])
+    def test_a_thought_or_fence_that_is_never_closed_takes_no_time(self, opened):
+        start = time.monotonic()
+        assert judge(opened, "length", SCHEMA).kind == "cut off"
+        assert time.monotonic() - start < 2
+
+    def test_every_thought_and_every_fence_is_seen_and_one_that_is_not_closed_is_text(self):
+        thought = '<think>{"items": 1}</think>'
+        assert judge(f"{thought}\n{thought}{TEXT}<think>", "stop", SCHEMA) == GOOD
+        assert judge(f"</think>{thought}<think>{TEXT}", "stop", SCHEMA) == GOOD
+        schema = {"type": "string"}
+        assert judge('```a``` ```json\u00a0\n"x"``` ```"y"', "stop", schema) == "x"
+        assert judge('```a``` ```"y"', "stop", schema).kind == "not JSON"
+
     @given(st.text(max_size=30), st.text(max_size=30))
     def test_prose_around_an_answer_changes_nothing(self, before, after):
         if not set("{[<`") & set(before):
@@ -121,3 +136,8 @@ def test_limits_are_left_out_at_every_depth_and_names_of_properties_stay():
 def test_a_shortened_text_is_one_line_of_the_given_length():
     assert short(" a\n b ") == "a b"
     assert short("x" * 20, 10) == "xxxxxxx..."
+
+
+def test_a_shortened_text_holds_nothing_that_a_terminal_would_obey():
+    assert short("no such \x1b]0;me\x07 model\x1b[2J \u202e") == r"no such \x1b]0;me\x07 model\x1b[2J \u202e"
+    assert len(short("\x07" * 1000)) == 300
