@@ -260,7 +260,7 @@ class AnswerStore:
 
         Args:
             template: a name with its version (``generate@1``), or a name alone for all its versions.
-            older_than_days: above 0.
+            older_than_days: above 0, and so few that the calendar has the day.
             rejected: only answers that were unusable.
 
         Returns: the number of answers deleted.

@@ -30,6 +30,7 @@ from recbole_edt.profiles import infix
 from recbole_edt.writer import Collector, Estimate, Reader, Rehearsal, Waiting, cache_path, existing_cache
 
 Say = Callable[[str], None]
+_MOST_DAYS = 36_500  # a hundred years; no calendar reaches back by any number
 
 STEPS = {
     "embed": ("vectors of items",),
@@ -214,8 +215,8 @@ def _days(text: str) -> float:
         days = float(text)
     except ValueError:
         days = math.nan
-    if not 0 < days < math.inf:
-        raise ConfigError(f"--older-than: {text!r} is not a number of days above 0")
+    if not 0 < days <= _MOST_DAYS:
+        raise ConfigError(f"--older-than: {text!r} is not a number of days above 0 and up to {_MOST_DAYS:,}")
     return days
 
 

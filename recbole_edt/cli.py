@@ -131,7 +131,7 @@ USAGE = f"""usage: python run_edt.py [STAGE] [--dataset=NAME] [--model=MODEL] [-
                           [--key=value ...]
 
        python run_edt.py [STAGE] --dry-run          calls, tokens and cost by stage; nothing is sent
-       python run_edt.py [STAGE] --max-cost=5       stops before more than 5 US dollars are spent
+       python run_edt.py [STAGE] --max-cost=5       sends no more calls once 5 US dollars are spent
 
 Without a stage: prepare, embed, augment, profile, then compare (or train, if --model is given).
 Without arguments: all of it on {DEFAULT_DATASET}, two domains of films from the ml-100k inside RecBole.
@@ -262,7 +262,14 @@ def help_text(stage: str | None) -> str:
 
 
 def _run_stage(stage: str | None, values: dict[str, str], command: str) -> int:
-    from recbole_edt import ablation, asking, audit, config, doctor, experiment, page, pipeline, tuning
+    try:
+        from recbole_edt import ablation, asking, audit, config, doctor, experiment, page, pipeline, tuning
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] != "recbole":
+            raise
+        from recbole_edt.compat import NO_RECBOLE
+
+        raise ConfigError(NO_RECBOLE) from None
 
     options = _options(stage, values)
     dataset = values.pop("dataset", DEFAULT_DATASET)

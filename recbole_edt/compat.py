@@ -19,6 +19,10 @@ import pandas as pd
 from recbole_edt.errors import ConfigError
 
 RECBOLE_VERSION = "1.2.1"
+NO_RECBOLE = (
+    f"RecBole is not installed: pip install recbole=={RECBOLE_VERSION} "
+    f"(on Python 3.12 or later: pip install --no-deps recbole=={RECBOLE_VERSION})"
+)
 
 # What we override or call, beyond RecBole's documented interface.
 HOOKS = {
@@ -58,10 +62,7 @@ def check() -> None:
     try:
         version = importlib.metadata.version("recbole")
     except importlib.metadata.PackageNotFoundError:
-        raise ConfigError(
-            f"RecBole is not installed: pip install recbole=={RECBOLE_VERSION} "
-            "(on Python 3.12 or later: pip install --no-deps recbole==1.2.1)"
-        ) from None
+        raise ConfigError(NO_RECBOLE) from None
     if version != RECBOLE_VERSION:
         raise ConfigError(
             f"RecBole {version} is installed, this package works with {RECBOLE_VERSION}: "

@@ -215,12 +215,7 @@ class Client:
         self.failures: Counter[str] = Counter()
         self._counted: set[str] = set()
         self._last_failure: Failure | None = None
-        self.price = price_at(self.endpoint, self.model, costs.load_prices(config.prices))
-        if self.price is None and config.max_cost is not None:
-            raise ConfigError(
-                f"llm.max_cost: the price of {self.model} is not known; write it into a file, "
-                f"'{self.model}: {{input: USD, output: USD}}' per million tokens, and name the file in llm.prices"
-            )
+        self.price = price_for(config)
         self._backoff_s, self._patience_s = backoff_s, patience_s
         fact = store.fact(self.endpoint, self.model, self._dialect_name)
         self._dialect = Dialect(**{**fact, "without": tuple(fact["without"])}) if fact else None
@@ -320,7 +315,7 @@ class Client:
             self.store.reject(bad)
 
     def _replay(self, talks: Sequence[_Conversation], n: int) -> None:
-        """Without a network what failed stays failed, and what was never asked is an error."""
+        """Without a network what the model got wrong stays wrong; what has no answer, not even a bad one, is an error."""
         missing = [talk.request.tag or talk.request.template for talk in talks if talk.recorded is None]
         if missing:
             raise LLMError(_missing(missing, n, self.store))
@@ -721,6 +716,20 @@ def vector_answers(
         head = call.key, call.endpoint, call.model, call.kind, call.template
         answers.append(Answer(*head, n, 0, cost, json.dumps(text), vector=vector))
     return answers
+
+
+def price_for(config: LLMConfig) -> Price | None:
+    """The price of the model that is asked; None if it is not known.
+
+    Raises: ConfigError for a faulty price list, or ``max_cost`` without a price.
+    """
+    price = price_at(config.base_url or OPENAI, str(config.model), costs.load_prices(config.prices))
+    if price is None and config.max_cost is not None:
+        raise ConfigError(
+            f"llm.max_cost: the price of {config.model} is not known; write it into a file, "
+            f"'{config.model}: {{input: USD, output: USD}}' per million tokens, and name the file in llm.prices"
+        )
+    return price
 
 
 def price_at(endpoint: str, model: str, prices: Mapping[str, Price]) -> Price | None:

@@ -22,7 +22,7 @@ from recbole_edt.config import Settings
 from recbole_edt.costs import Usage, estimate_texts
 from recbole_edt.embeddings import EMBEDDERS, ENDPOINT, TEXT_TEMPLATE_VERSION, Embedder, EndpointEmbedder, WordLlama
 from recbole_edt.errors import DataError, LLMError
-from recbole_edt.llm import ChatAnswer, ChatRequest, Client, Plan
+from recbole_edt.llm import ChatAnswer, ChatRequest, Client, Plan, price_for
 
 Say = Callable[[str], None]
 W = TypeVar("W", bound="LiveWriter")
@@ -93,6 +93,8 @@ class LiveWriter:
     @cached_property
     def chat(self) -> Client:
         """Client of the chat model."""
+        if self.settings.embed.embedder == ENDPOINT:
+            price_for(self.settings.embedding)  # a limit that the vectors' price makes void is told before paying
         return Client(self.settings.llm, self.store, self.say, self.spent)
 
     @cached_property

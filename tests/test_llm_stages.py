@@ -319,6 +319,16 @@ def test_the_limit_on_money_holds_for_both_kinds_of_profiles_together(place, ser
         assert 12 <= sum(row["cost_usd"] for row in store.stats()) - before < 13
 
 
+def test_a_price_of_vectors_that_is_not_known_is_told_before_a_question_is_paid(place, server, capsys, monkeypatch):
+    monkeypatch.setattr(llm, "is_loopback", lambda url: False)
+    Path("prices.yaml").write_text("writer: {input: 1, output: 1}\n")
+    given = arguments(server.url, llm__prices="prices.yaml")
+    stages(given, "prepare", "embed")
+    server.forget()
+    assert run(["augment", "--max-cost=50", *given]) == 2
+    assert "llm.max_cost: the price of vectors is not known" in capsys.readouterr().err and server.n_calls == 0
+
+
 def test_the_limit_on_money_stops_a_run_and_a_higher_one_goes_on(place, server, capsys):
     Path("prices.yaml").write_text("writer: {input: 1000, output: 1000}\nvectors: {input: 0}\n")
     given = arguments(server.url, llm__prices="prices.yaml", llm__concurrency=2)
@@ -486,4 +496,7 @@ def test_the_cache_can_be_counted_exported_and_pruned(place, server, capsys):
     asked = counts("augment")["used"]["chat"]["calls"]  # equal questions are asked once
     assert run(["cache", "prune", "--model=writer", "--template=generate", *given]) == 0
     assert f"\n{asked} answers deleted" in capsys.readouterr().out
-    assert run(["cache", "prune", "--older-than=soon", *given]) == 2
+    for days in ("soon", "0", "-1", "nan", "1000000", "1e12"):
+        assert run(["cache", "prune", f"--older-than={days}", *given]) == 2
+        assert "is not a number of days above 0 and up to 36,500" in capsys.readouterr().err
+    assert run(["cache", "prune", "--older-than=36500", *given]) == 0
