@@ -216,8 +216,7 @@ class AnswerStore:
         query = (
             "SELECT endpoint, model, kind, template, COUNT(*) AS answers, SUM(rejected) AS rejected, "
             "SUM(prompt_tokens) AS prompt_tokens, SUM(completion_tokens) AS completion_tokens, "
-            "SUM(cost_usd) AS cost_usd, SUM(cost_usd IS NULL) AS without_price, "
-            "MIN(created) AS first, MAX(created) AS last "
+            "SUM(cost_usd) AS cost_usd, SUM(cost_usd IS NULL) AS without_price "
             "FROM answers GROUP BY endpoint, model, kind, template ORDER BY endpoint, model, kind, template"
         )
         with self._reading() as db:

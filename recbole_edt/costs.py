@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import functools
-import importlib.util
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -42,7 +41,6 @@ class Usage:
     Attributes:
         cost_usd: of the calls whose price is known.
         unpriced: calls whose price is not known.
-        by_template: the same, by template of the prompt.
     """
 
     calls: int = 0
@@ -50,21 +48,14 @@ class Usage:
     completion_tokens: int = 0
     cost_usd: float = 0.0
     unpriced: int = 0
-    by_template: dict[str, Usage] = field(default_factory=dict)
 
-    def add(
-        self, template: str, prompt_tokens: int, completion_tokens: int, cost_usd: float | None, calls: int = 1
-    ) -> None:
-        """Count calls, in all and under their template."""
-        accounts = [self]
-        if template:
-            accounts.append(self.by_template.setdefault(template, Usage()))
-        for account in accounts:
-            account.calls += calls
-            account.prompt_tokens += prompt_tokens
-            account.completion_tokens += completion_tokens
-            account.cost_usd += cost_usd or 0.0
-            account.unpriced += calls if cost_usd is None else 0
+    def add(self, prompt_tokens: int, completion_tokens: int, cost_usd: float | None, calls: int = 1) -> None:
+        """Count calls."""
+        self.calls += calls
+        self.prompt_tokens += prompt_tokens
+        self.completion_tokens += completion_tokens
+        self.cost_usd += cost_usd or 0.0
+        self.unpriced += calls if cost_usd is None else 0
 
     def __str__(self) -> str:
         cost = "cost unknown" if self.unpriced else dollars(self.cost_usd)
@@ -150,13 +141,6 @@ def _count(texts: Sequence[str]) -> list[int]:
 
 @functools.lru_cache(maxsize=1)
 def _tokenizer() -> Any:
-    from tokenizers import Tokenizer
+    from recbole_edt.embeddings import wordllama_tokenizer
 
-    spec = importlib.util.find_spec("wordllama")
-    if spec is None or not spec.submodule_search_locations:
-        raise ConfigError('counting tokens needs the vocabulary inside wordllama: pip install "wordllama>=0.3.3"')
-    folder = Path(spec.submodule_search_locations[0])
-    tokenizer = Tokenizer.from_file(str(folder / "tokenizers" / "l2_supercat_tokenizer_config.json"))
-    tokenizer.no_padding()
-    tokenizer.no_truncation()
-    return tokenizer
+    return wordllama_tokenizer()

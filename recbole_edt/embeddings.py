@@ -6,7 +6,7 @@ import html
 import importlib.util
 import itertools
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -74,20 +74,9 @@ class WordLlama:
     dim = 256
 
     def __init__(self) -> None:
-        # The package's own loader wants to download; only its two data files are needed.
-        folder = _package_folder("wordllama")
-        try:
-            weights = load_file(folder / "weights" / "l2_supercat_256.safetensors")
-            tokenizer = folder / "tokenizers" / "l2_supercat_tokenizer_config.json"
-            self._tokenizer = Tokenizer.from_file(str(tokenizer))
-        except Exception as error:  # tokenizers raises bare Exception
-            raise DataError(
-                f"{folder}: the weights of wordllama could not be read ({error}). "
-                'Reinstall them: pip install --force-reinstall --no-deps "wordllama>=0.3.3"'
-            ) from error
-        self._tokenizer.no_padding()
-        self._tokenizer.no_truncation()
+        weights = _of_wordllama("weights/l2_supercat_256.safetensors", load_file)
         self._weights = weights["embedding.weight"].astype(np.float32)
+        self._tokenizer = wordllama_tokenizer()
 
     def embed(self, texts: Sequence[str]) -> np.ndarray:
         """Mean token vector of each text, ``[n, 256]`` float32; an empty text gives zeros."""
@@ -158,11 +147,34 @@ ENDPOINT = "endpoint"
 """The name of the embedder that needs one."""
 
 
+def wordllama_tokenizer() -> Tokenizer:
+    """What cuts a text into wordllama's tokens, for its vectors and for counting.
+
+    Raises: DataError if its file is not there or damaged.
+    """
+    tokenizer = _of_wordllama("tokenizers/l2_supercat_tokenizer_config.json", Tokenizer.from_file)
+    tokenizer.no_padding()
+    tokenizer.no_truncation()
+    return tokenizer
+
+
+def _of_wordllama(file: str, read: Callable[[str], Any]) -> Any:
+    """What is in a data file of wordllama; its own loader wants to download."""
+    folder = _package_folder("wordllama")
+    try:
+        return read(str(folder / file))
+    except Exception as error:  # tokenizers raises bare Exception
+        raise DataError(
+            f"{folder}: the files of wordllama could not be read ({error}). "
+            'Reinstall them: pip install --force-reinstall --no-deps "wordllama>=0.3.3"'
+        ) from error
+
+
 def _package_folder(name: str) -> Path:
     spec = importlib.util.find_spec(name)
     if spec is None or not spec.submodule_search_locations:
         raise DataError(
-            f"the embedder '{name}' needs its weights, which are not installed: "
+            f"embedding texts and counting tokens need the files of {name}, which are not installed: "
             f'pip install --no-deps "{name}>=0.3.3"'
         )
     return Path(spec.submodule_search_locations[0])

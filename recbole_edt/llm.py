@@ -102,7 +102,7 @@ class Plan:
         prompt_tokens: estimated; by what the endpoint has counted before, where there are records.
         completion_tokens: mean of the template's records, else the most that is allowed.
         completion_tokens_most: the most that is allowed.
-        cost_usd, cost_usd_most: with either; None where the price is not known.
+        cost_usd_most: with these; None where the price is not known.
     """
 
     calls: int
@@ -110,7 +110,6 @@ class Plan:
     prompt_tokens: int
     completion_tokens: int
     completion_tokens_most: int
-    cost_usd: float | None
     cost_usd_most: float | None
 
 
@@ -245,7 +244,7 @@ class Client:
         answers = [talk.answer for talk in talks if talk.answer is not None]
         for talk, answer in zip(talks, answers, strict=True):
             tokens = answer.prompt_tokens, answer.completion_tokens
-            self._use(talk.key, talk.request.template, *tokens, answer.cost_usd, answer.n_asks)
+            self._use(talk.key, *tokens, answer.cost_usd, answer.n_asks)
         if todo:
             failed = Counter(answer.failure for answer in answers if answer.failure)
             self._report(desc, len(talks), len(todo), failed)
@@ -315,7 +314,7 @@ class Client:
             self.store.reject(bad)
 
     def _replay(self, talks: Sequence[_Conversation], n: int) -> None:
-        """Without a network what the model got wrong stays wrong; what has no answer, not even a bad one, is an error."""
+        """Without a network what the model got wrong stays wrong, and what has no answer at all is an error."""
         missing = [talk.request.tag or talk.request.template for talk in talks if talk.recorded is None]
         if missing:
             raise LLMError(_missing(missing, n, self.store))
@@ -455,7 +454,7 @@ class Client:
         text, reason, usage = outcome
         answer = chat_answer(call, (session.way.hidden(text), reason, usage), self.price)
         paid = answer.prompt_tokens, answer.completion_tokens, answer.cost_usd
-        self.spent.add(answer.template, *paid)
+        self.spent.add(*paid)
         talk.count(*paid)
         await session.keep([answer])
         return answer.text or "", reason
@@ -493,7 +492,7 @@ class Client:
         if distinct and not found and not length:
             raise LLMError(f"{self.model} at {self.endpoint} gave no vector for any of {len(distinct)} texts")
         for text, one in found.items():
-            self._use(self._vector_key(text, dimensions), "embedding", one.prompt_tokens, 0, one.cost_usd, 1)
+            self._use(self._vector_key(text, dimensions), one.prompt_tokens, 0, one.cost_usd, 1)
         vectors = np.full((len(texts), length), np.nan, np.float32)
         for row, text in enumerate(texts):
             if not text:
@@ -607,7 +606,7 @@ class Client:
         calls = [self._vector_call(text, dimensions) for text in texts]
         answers = vector_answers(calls, texts, vectors, usage, self.price)
         cost = None if self.price is None else sum(one.cost_usd or 0.0 for one in answers)
-        self.spent.add("embedding", sum(one.prompt_tokens for one in answers), 0, cost)
+        self.spent.add(sum(one.prompt_tokens for one in answers), 0, cost)
         await session.keep(answers)
         for text, one in zip(texts, answers, strict=True):
             found[text] = Stored(None, None, one.vector, one.prompt_tokens, 0, one.cost_usd, False)
@@ -655,10 +654,10 @@ class Client:
                 "again with a fresh allowance to go on"
             )
 
-    def _use(self, key: str, template: str, prompt: int, completion: int, cost_usd: float | None, calls: int) -> None:
+    def _use(self, key: str, prompt: int, completion: int, cost_usd: float | None, calls: int) -> None:
         if key not in self._counted:
             self._counted.add(key)
-            self.used.add(template, prompt, completion, cost_usd, calls)
+            self.used.add(prompt, completion, cost_usd, calls)
 
     def _report(self, desc: str, n: int, n_asked: int, failed: Mapping[str, int]) -> None:
         kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(failed.items()))
@@ -671,9 +670,8 @@ class Client:
             )
 
     def _plan(self, calls: int, cached: int, prompt: int, usual: int, most: int) -> Plan:
-        price = self.price
-        amounts = (None, None) if price is None else (price.of(prompt, usual), price.of(prompt, most))
-        return Plan(calls, cached, prompt, usual, most, *amounts)
+        cost = None if self.price is None else self.price.of(prompt, most)
+        return Plan(calls, cached, prompt, usual, most, cost)
 
 
 def chat_answer(

