@@ -350,7 +350,8 @@ class Endpoint:
         self.in_flight += 1
         try:
             # The client's own time-out is per piece of the response, and a server may drip for ever.
-            return await asyncio.wait_for(self._http.post(path, cast_to=str, body=body), self.config.timeout_s)
+            content = await asyncio.wait_for(self._http.post(path, cast_to=str, body=body), self.config.timeout_s)
+            return self.hidden(content)  # before any of it is cut, which could leave a part of the key
         finally:
             self.in_flight -= 1
 
@@ -406,9 +407,9 @@ class Endpoint:
         if isinstance(error, openai.APIStatusError):
             return self._status_failure(error)
         if isinstance(error, openai.APIConnectionError):
-            return Failure("connection", self.hidden(short(str(error.__cause__ or error)) or "the connection broke"))
+            return Failure("connection", short(self.hidden(str(error.__cause__ or error))) or "the connection broke")
         if isinstance(error, ValueError):
-            return Failure("garbage", self.hidden(str(error)))
+            return Failure("garbage", str(error))
         raise error
 
     def _told_key(self) -> str:
@@ -419,7 +420,7 @@ class Endpoint:
         return f"The key from {name} {state}; check that it belongs to this endpoint and may use this model"
 
     def _status_failure(self, error: Any) -> Failure:
-        status, message = error.status_code, self.hidden(_message(error))
+        status, message = error.status_code, _message(error, self.hidden)
         if error.code in ("insufficient_quota", "billing_hard_limit_reached") or status == 402:
             raise LLMError(
                 f"{self.url}: the account has no money left ({status}: {message}); top it up and run the same command "
@@ -521,8 +522,8 @@ def retry_after(headers: Mapping[str, str]) -> float | None:
     return max(0.0, wait_s) if math.isfinite(wait_s) else None
 
 
-def _message(error: Any) -> str:
+def _message(error: Any, hide: Callable[[str], str]) -> str:
     """What a server said about an error, with the parameter that it names."""
     body = error.body if isinstance(error.body, dict) else {}
-    parameter = f" (parameter '{short(body['param'])}')" if isinstance(body.get("param"), str) else ""
-    return short(str(body.get("message") or error.message)) + parameter
+    parameter = f" (parameter '{short(hide(body['param']))}')" if isinstance(body.get("param"), str) else ""
+    return short(hide(str(body.get("message") or error.message))) + parameter

@@ -348,12 +348,13 @@ class TestFaultsThatPass:
 
 
 class TestFaultsThatStop:
-    def test_a_wrong_key_stops_at_once_with_the_name_of_its_variable(self, server, store, monkeypatch):
-        monkeypatch.setenv("OPENAI_API_KEY", "sk-wrong-9876543210")
+    @pytest.mark.parametrize("length", [1, 40])  # a message is cut after 300 characters
+    def test_a_wrong_key_stops_at_once_with_the_name_of_its_variable(self, server, store, monkeypatch, length):
+        monkeypatch.setenv("OPENAI_API_KEY", "sk-wrong-" + "9876543210" * length)
         with pytest.raises(LLMError, match="the key is refused .* The key from OPENAI_API_KEY was sent") as caught:
             client(server, store, concurrency=4).ask(requests(50), "asking")
         assert server.n_calls == 1
-        assert "sk-wrong-9876543210" not in str(caught.value) and "***" in str(caught.value)
+        assert "sk-wrong" not in str(caught.value) and "***" in str(caught.value)
 
     def test_a_missing_key_is_named_when_the_server_wants_one(self, server, store, monkeypatch):
         monkeypatch.delenv("OPENAI_API_KEY")
