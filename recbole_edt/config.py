@@ -14,6 +14,7 @@ import re
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import cache, lru_cache
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -79,11 +80,15 @@ RANGES: dict[str, tuple[float, float]] = {
     **dict.fromkeys(("mask_ratio", "ft_ratio"), (0, 1)),
     "learning_rate": (0, 1e3),
     "finetune_learning_rate": (1e-12, 1e3),
+    **dict.fromkeys(("worker", "initializer_range", "loss_decimal_place", "metric_decimal_place"), (0, math.inf)),
     "weight_decay": (0, math.inf),
     "seed": (0, 2**32 - 1),
 }
 
-# RecBole's keys that would change rows or columns behind the back of the stages before training.
+# RecBole takes Adam for every other, and says so in its log alone.
+LEARNERS = ("adam", "adamw", "sgd", "adagrad", "rmsprop", "sparse_adam")
+
+# RecBole's keys that would change rows or columns behind the back of the stages before training, or do nothing.
 FIXED = {
     **dict.fromkeys(
         (
@@ -100,9 +105,13 @@ FIXED = {
         "the columns are user_id, item_id and timestamp, separated by tabs; convert the files",
     ),
     **dict.fromkeys(
-        ("normalize_field", "normalize_all", "discretization", "threshold", "preload_weight"),
+        (
+            *("normalize_field", "normalize_all", "discretization", "threshold", "preload_weight"),
+            *("load_col", "unload_col", "additional_feat_suffix"),
+        ),
         "no column but the ids and the order in time reaches a model",
     ),
+    "metrics": "hit, NDCG and MRR are always measured; choose their cut-offs by topk",
     "benchmark_filename": "the split is made here: leave-one-out in time",
     "repeatable": "an item may be met again",
 }
@@ -179,6 +188,9 @@ class RecommendConfig:
             path = getattr(self, key)
             if path is not None and not (isinstance(path, str) and Path(path).suffix in endings):
                 found.append(f"{key}: {path!r} is not a file that ends in {', '.join(endings)}")
+        paths = [Path(path).resolve() for path in (self.histories, self.output) if path and not found]
+        if len(paths) > len(set(paths)):
+            found.append(f"output: {self.output!r} is the file of recommend.histories, which it would replace")
         return found + (self._parquet_faults() if str(self.output).endswith(".parquet") else [])
 
     def _parquet_faults(self) -> list[str]:
@@ -348,6 +360,9 @@ _Loader.add_implicit_resolver(
 )
 
 
+TOO_DEEP = "a value is nested too deep, or holds itself; write it out without '&' and '*'"
+
+
 def read_yaml(text: str, where: str = "configuration") -> Any:
     """Parse YAML without building any object but plain ones.
 
@@ -361,6 +376,8 @@ def read_yaml(text: str, where: str = "configuration") -> Any:
         raise ConfigError(f"{where}{place}: {getattr(error, 'problem', error)}") from None
     except ValueError as error:  # a date such as 2020-13-45
         raise ConfigError(f"{where}: {error}; put the text in quotes") from None
+    except RecursionError:
+        raise ConfigError(f"{where}: {TOO_DEEP}") from None
 
 
 @lru_cache(maxsize=64)
@@ -405,9 +422,9 @@ def load(
     values: dict[str, Any] = {}
     origin: dict[str, str] = {}
     for path in [*([own] if own.is_file() else []), *config_files]:
-        _merge(values, read_file(path), origin, str(path))
+        _add(values, read_file(path), origin, str(path))
     for key, value in (overrides or {}).items():
-        _merge(values, _nested(key, value), origin, "command line")
+        _add(values, _nested(key, value), origin, "command line")
     named = values.setdefault("dataset", dataset)
     if named != dataset:
         raise ConfigError(
@@ -415,6 +432,11 @@ def load(
             "the data set is named on the command line alone: --dataset=NAME"
         )
     return _settings(values, origin, asks)
+
+
+def topk_of(settings: Settings) -> list[int]:
+    """The cut-offs of metrics."""
+    return _as_list(settings.recbole.get("topk", RUN_DEFAULTS["topk"]))
 
 
 def own_file(dataset: str) -> Path:
@@ -430,7 +452,7 @@ def with_keys(settings: Settings, keys: Mapping[str, Any], where: str) -> Settin
     values = copy.deepcopy(settings.given)
     origin: dict[str, str] = {}
     for key, value in keys.items():
-        _merge(values, _nested(key, value), origin, where)
+        _add(values, _nested(key, value), origin, where)
     return replace(_settings(values, origin), command=settings.command)
 
 
@@ -447,6 +469,14 @@ def _check_name(dataset: str) -> None:
 def _nested(key: str, value: Any) -> dict[str, Any]:
     head, _, rest = key.partition(".")
     return {head: _nested(rest, value)} if rest else {head: value}
+
+
+def _add(values: dict[str, Any], new: Mapping[str, Any], origin: dict[str, str], where: str) -> None:
+    """Merge keys into ``values``, which they overrule, and note where they came from."""
+    try:
+        _merge(values, new, origin, where)
+    except RecursionError:
+        raise ConfigError(f"{where}: {TOO_DEEP}") from None
 
 
 def _merge(
@@ -495,6 +525,7 @@ def _settings(values: dict[str, Any], origin: Mapping[str, str], asks: bool = Tr
     _check_models(kwargs, fault)
     examples = _examples([*kwargs["models"], kwargs.get("model"), *METHODS])
     _check_values("", kwargs["recbole"], examples, fault)
+    _check_profiles(values, fault)
     for model, own in kwargs.get("model_settings", {}).items():
         known = _examples([model])
         shared = {} if model in METHODS else {key: examples[key] for key in examples.keys() - _keys_of_others(model)}
@@ -502,6 +533,7 @@ def _settings(values: dict[str, Any], origin: Mapping[str, str], asks: bool = Tr
             fault(f"model_settings.{model}.{key}", f"model_settings.{model}.{key}: {key} is one for all models")
             del own[key]
         _check_values(f"model_settings.{model}.", own, {**shared, **known}, fault)
+    _check_valid_metrics(kwargs, fault)
     if not faults:
         _check_methods(kwargs, fault)
         _check_embedding_key(kwargs, fault, asks)
@@ -662,20 +694,6 @@ def _topk_problem(value: Any, values: Mapping[str, Any]) -> str | None:
     return f"{value!r} is not a list of whole numbers above 0"
 
 
-def _metrics_problem(value: Any, values: Mapping[str, Any]) -> str | None:
-    if all(str(metric).lower() in METRICS for metric in _as_list(value)) and value != []:
-        return None
-    return f"{value!r} is not a list of Hit, NDCG, MRR (with one target per user, recall is hit)"
-
-
-def _valid_metric_problem(value: Any, values: Mapping[str, Any]) -> str | None:
-    topk = _as_list(values.get("topk", RUN_DEFAULTS["topk"]))
-    metric, _, k = str(value).lower().partition("@")
-    if metric in METRICS and k in map(str, topk):
-        return None
-    return f"{value!r} is not Hit, NDCG or MRR at one of topk, {topk}, such as 'NDCG@{topk[0]}'"
-
-
 def _eval_args_problem(value: Any, values: Mapping[str, Any]) -> str | None:
     fixed = RUN_DEFAULTS["eval_args"]
     if isinstance(value, Mapping) and all(fixed.get(key) == one for key, one in value.items()):
@@ -683,28 +701,89 @@ def _eval_args_problem(value: Any, values: Mapping[str, Any]) -> str | None:
     return f"fixed to {fixed}; who is ranked is chosen by the key 'candidates'"
 
 
-def _training_problem(value: Any, values: Mapping[str, Any]) -> str | None:
-    return None if value in ("sequence", "prefix") else f"{value!r} is not one of sequence, prefix"
+def _one_of(*known: str) -> Callable[[Any, Mapping[str, Any]], str | None]:
+    return lambda value, values: None if value in known else f"{value!r} is not one of {', '.join(known)}"
 
 
-def _profiles_problem(value: Any, values: Mapping[str, Any]) -> str | None:
-    return None if value in PIPELINES else f"{value!r} is not one of {', '.join(PIPELINES)}"
+def _learner_problem(value: Any, values: Mapping[str, Any]) -> str | None:
+    return None if str(value).lower() in LEARNERS else f"{value!r} is not one of {', '.join(LEARNERS)}"
 
 
 def _gpu_problem(value: Any, values: Mapping[str, Any]) -> str | None:
     return None if re.fullmatch(r"[\d, ]*", str(value)) else f"{value!r} is not a list of numbers such as 0 or '0,1'"
 
 
+def _negatives_problem(value: Any, values: Mapping[str, Any]) -> str | None:
+    known = ("uniform", "popularity")
+    if value is None or (isinstance(value, Mapping) and value.get("distribution", known[0]) in known):
+        return None
+    return f"{value!r} is not a mapping such as {{distribution: uniform, sample_num: 1}}, uniform or popularity"
+
+
+def _clip_problem(value: Any, values: Mapping[str, Any]) -> str | None:
+    keys = set(value) if isinstance(value, Mapping) else set()
+    fits = {"max_norm"} <= keys <= {"max_norm", "norm_type"} and all(same_kind(one, 1.0) for one in value.values())
+    return None if value is None or fits else f"{value!r} is not a mapping such as {{max_norm: 5, norm_type: 2}}"
+
+
+def _dropouts_problem(value: Any, values: Mapping[str, Any]) -> str | None:
+    if len(_as_list(value)) > 1 and all(same_kind(one, 1.0) and 0 <= one <= 1 for one in value):
+        return None
+    return f"{value!r} is not a list of two numbers of at least 0 and at most 1"
+
+
+def _file_problem(value: Any, values: Mapping[str, Any]) -> str | None:
+    return None if isinstance(value, str | None) else f"{value!r} is not the path of a file"
+
+
+def _wandb_problem(value: Any, values: Mapping[str, Any]) -> str | None:
+    if not isinstance(value, bool):
+        return f"{value!r} is not true or false"
+    return "needs a package that is not here: pip install wandb" if value and not find_spec("wandb") else None
+
+
 SPECIAL: dict[str, Callable[[Any, Mapping[str, Any]], str | None]] = {
     "topk": _topk_problem,
     "dilations": _topk_problem,
-    "metrics": _metrics_problem,
-    "valid_metric": _valid_metric_problem,
     "eval_args": _eval_args_problem,
-    "training": _training_problem,
-    "profiles": _profiles_problem,
+    "training": _one_of("sequence", "prefix"),
+    "profiles": _one_of(*PIPELINES),
+    "hidden_act": _one_of("gelu", "relu", "swish", "tanh", "sigmoid"),
+    "learner": _learner_problem,
+    "train_neg_sample_args": _negatives_problem,
+    "clip_grad_norm": _clip_problem,
+    "dropout_probs": _dropouts_problem,
+    "item_embeddings": _file_problem,
+    "user_profiles": _file_problem,
+    "log_wandb": _wandb_problem,
     "gpu_id": _gpu_problem,
 }
+
+
+def _check_valid_metrics(kwargs: Mapping[str, Any], fault: Fault) -> None:
+    """Whether what is validated by is measured, of all models and of each with one of its own."""
+    shared = {**RUN_DEFAULTS, **kwargs["recbole"]}
+    if _topk_problem(shared["topk"], {}):
+        return
+    topk = _as_list(shared["topk"])
+    found = {"valid_metric": shared["valid_metric"]}
+    for model, own in kwargs["model_settings"].items():
+        found |= {f"model_settings.{model}.{key}": value for key, value in own.items() if key == "valid_metric"}
+    for name, value in found.items():
+        metric, _, k = str(value).lower().partition("@")
+        if metric not in METRICS or k not in map(str, topk):
+            said = f"is not Hit, NDCG or MRR at one of topk, {topk}, such as 'NDCG@{topk[0]}'"
+            by_topk = name == "valid_metric" and name not in kwargs["recbole"]
+            fault("topk" if by_topk else name, f"{name}: {value!r} {said}")
+
+
+def _check_profiles(values: Mapping[str, Any], fault: Fault) -> None:
+    """A kind of profiles to write that no method would read, since all are told to read another, is a fault."""
+    group, read = values.get("profile"), values.get("profiles")
+    written = group.get("pipeline") if isinstance(group, Mapping) else None
+    if read is not None and written is not None and read != written:
+        said = f"{written!r} does nothing beside profiles: {read}; give one of the two"
+        fault("profile.pipeline", f"profile.pipeline: {said}")
 
 
 def _as_list(value: Any) -> list[Any]:
@@ -779,9 +858,7 @@ def _check_needs(model: str) -> None:
 
 
 def _properties() -> Path:
-    import importlib.util
-
-    spec = importlib.util.find_spec("recbole")
+    spec = find_spec("recbole")
     if spec is None or not spec.submodule_search_locations:
         compat.check()
         raise ConfigError("RecBole cannot be found")
@@ -951,6 +1028,8 @@ def recbole_config(settings: Settings, model: str, dataset: str, checkpoint_dir:
     values.update(
         data_path=str(settings.data_path), checkpoint_dir=str(checkpoint_dir), domains=settings.domains
     )
+    if values.get("train_neg_sample_args", {}) is None:
+        del values["train_neg_sample_args"]  # a model without negatives has none by itself; others need them
     if values.get("use_gpu") is False:
         values["gpu_id"] = ""  # RecBole picks its device by gpu_id alone
     return EDTConfig(METHODS[model].load() if model in METHODS else model, dataset, config_dict=values)

@@ -109,7 +109,17 @@ def test_the_name_that_recbole_keeps_for_itself_is_refused(refused):
         ("backbone=NARM", "backbone: 'NARM' is not one of SASRec, GRU4Rec, BERT4Rec, NextItNet; its forward() has no"),
         ("hidden_size=wide", "hidden_size: 'wide' is not a whole number"),
         ("use_gpu=maybe", "use_gpu: 'maybe' is not true or false"),
-        ("learner=3", "learner: 3 is not text"),
+        ("learner=adamm", "learner: 'adamm' is not one of adam, adamw, sgd, adagrad, rmsprop, sparse_adam"),
+        ("hidden_act=foo", "hidden_act: 'foo' is not one of gelu, relu, swish, tanh, sigmoid"),
+        ("clip_grad_norm=5", "clip_grad_norm: 5 is not a mapping such as {max_norm: 5, norm_type: 2}"),
+        ("clip_grad_norm={foo: 1}", "clip_grad_norm: {'foo': 1} is not a mapping such as {max_norm: 5"),
+        ("worker=-1", "worker: -1 is not a number of at least 0"),
+        ("initializer_range=-1", "initializer_range: -1 is not a number of at least 0"),
+        ("loss_decimal_place=-1", "loss_decimal_place: -1 is not a number of at least 0"),
+        ("train_neg_sample_args={distribution: foo}", "train_neg_sample_args: {'distribution': 'foo'} is not a"),
+        ("model_settings.NARM.dropout_probs=[0.5]", "model_settings.NARM.dropout_probs: [0.5] is not a list of two"),
+        ("user_profiles=5", "user_profiles: 5 is not the path of a file"),
+        ("load_col={inter: [user_id]}", "load_col: {'inter': ['user_id']} is not supported here: no column but"),
         ("gpu_id=first", "gpu_id: 'first' is not a list of numbers such as 0 or '0,1'"),
         ("norm_first=often", "norm_first: 'often' is not true or false"),
         ("augment.injection_ratio=30", "augment.injection_ratio: 30 is not above 0 and at most 1"),
@@ -123,7 +133,9 @@ def test_the_name_that_recbole_keeps_for_itself_is_refused(refused):
         ("model_settings.LLMEDT.alpha=-1", "alpha: -1 is below 0"),
         ("topk=[0]", "topk: [0] is not a list of whole numbers above 0"),
         ("valid_metric=NDCG@7", "valid_metric: 'NDCG@7' is not Hit, NDCG or MRR at one of topk, [5, 10, 20]"),
-        ("metrics=[Recall]", "metrics: ['Recall'] is not a list of Hit, NDCG, MRR"),
+        ("topk=[5, 20]", "valid_metric: 'NDCG@10' is not Hit, NDCG or MRR at one of topk, [5, 20], such as 'NDCG@5'"),
+        ("model_settings.SASRec.valid_metric=MRR@3", "model_settings.SASRec.valid_metric: 'MRR@3' is not Hit, NDCG or"),
+        ("metrics=[Recall]", "metrics: ['Recall'] is not supported here: hit, NDCG and MRR are always measured"),
         ("eval_args.split={RS: [8, 1, 1]}", "eval_args: fixed to "),
         ("training=prefixes", "training: 'prefixes' is not one of sequence, prefix"),
         ("candidates=sampled-0", "candidates: 'sampled-0' is not one of domain, all, sampled-N"),
@@ -149,6 +161,29 @@ def test_the_name_that_recbole_keeps_for_itself_is_refused(refused):
 def test_values_of_another_kind_or_out_of_range_are_refused(refused, given, message):
     (line,) = refused(f"--{given}")
     assert line.startswith(f"command line: {message}"), line
+
+
+def test_what_each_model_is_validated_by_must_be_among_the_cut_offs_of_all(refused):
+    both = {"topk": [3], "valid_metric": "NDCG@3"}
+    config.load("tiny", [], {**both, "model_settings.SASRec.valid_metric": "MRR@3"})
+    shared = [f"--{key}={value}" for key, value in both.items()]
+    (line,) = refused(*shared, "--model_settings.SASRec.valid_metric=NDCG@10")
+    assert line.startswith("command line: model_settings.SASRec.valid_metric: 'NDCG@10' is not Hit, NDCG or MRR at one")
+
+
+def test_keys_that_cancel_each_other_are_refused(refused):
+    (line,) = refused("--profiles=sra", "--profile.pipeline=plain")
+    assert line.startswith("command line: profile.pipeline: 'plain' does nothing beside profiles: sra; give one of")
+    config.load("tiny", [], {"profiles": "sra", "profile.pipeline": "sra"})
+    (line,) = refused("--recommend.histories=b.csv", "--recommend.output=x/../b.csv")
+    assert line.endswith("recommend.output: 'x/../b.csv' is the file of recommend.histories, which it would replace")
+
+
+def test_weights_and_biases_are_refused_where_they_are_not_installed(refused, monkeypatch):
+    find = config.find_spec
+    monkeypatch.setattr(config, "find_spec", lambda name: None if name == "wandb" else find(name))
+    assert refused("--log_wandb=true")[0].endswith("log_wandb: needs a package that is not here: pip install wandb")
+    assert refused("--log_wandb=2") == ["command line: log_wandb: 2 is not true or false"]
 
 
 @pytest.mark.parametrize("key", ["learning_rate", "epochs", "augment.tau", "hidden_size"])
@@ -199,6 +234,8 @@ def test_the_origin_is_that_of_the_value_that_counts(refused):
         (b"1: 2\n", "bad.yaml: unknown key '1'"),
         (b"epochs: 3\nseed: 1\nepochs: 4\n", "bad.yaml, line 3, column 1: key 'epochs' is given twice"),
         (b"seed: 2020-13-45\n", "bad.yaml: month must be in 1..12"),
+        (b"augment: &x {tau: *x}\n", "bad.yaml: a value is nested too deep, or holds itself"),
+        (b"topk: " + b"[" * 3000 + b"]" * 3000, "bad.yaml: a value is nested too deep, or holds itself"),
         (b"dataset: other\n", "bad.yaml: dataset: 'other', but this run is for 'tiny'"),
     ],
 )
@@ -315,6 +352,15 @@ def test_recbole_gets_our_values_and_not_those_of_the_process(workplace, monkeyp
     own = config.recbole_config(settings, model, "tiny", Path("out"))
     assert (own["epochs"], own["seed"], own["stopping_step"]) == (4, 7, 20)
     assert own["eval_args"]["split"] == {"LS": "valid_and_test"} and own["topk"] == [5, 10, 20]
+
+
+@pytest.mark.parametrize(("model", "drawn"), [("BPR", "uniform"), ("SASRec", "none")])
+def test_negatives_that_are_left_open_are_those_that_the_model_needs(workplace, model, drawn):
+    settings = config.load("tiny", [], {"train_neg_sample_args": None})
+    own = config.recbole_config(settings, model, "tiny", Path("out"))
+    assert own["train_neg_sample_args"]["distribution"] == drawn
+    without = config.recbole_config(config.load("tiny"), model, "tiny", Path("out"))
+    assert own.final_config_dict == without.final_config_dict
 
 
 def test_text_that_looks_like_code_stays_text_in_recboles_configuration(workplace):
