@@ -58,6 +58,8 @@ def variants_of(settings: Settings) -> dict[str, dict[str, Any]]:
     for name, keys in wanted.items():
         if keys is None and name in known:
             found[name] = known[name]
+        elif name in first and keys:
+            faults.append(f"variants: {name!r} is the first row, {settings.model} as it is; give yours another name")
         elif isinstance(keys, Mapping):
             found[str(name)] = dict(flat(keys))
         else:
@@ -117,6 +119,8 @@ def check(settings: Settings) -> None:
 
 def ablate(settings: Settings, say: pipeline.Say) -> None:
     """Train every variant with every seed; print and write means, deviations and paired tests."""
+    # It alone says which profiles are written, whatever other models are named.
+    settings = config.with_keys(settings, {"model": settings.model, "models": [settings.model]}, "the stage ablate")
     check(settings)
     opened = partial(LiveWriter, spent=Usage())  # one account for all variants
     pipeline.prepare(settings, say, goes_on=True)

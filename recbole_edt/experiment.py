@@ -559,6 +559,7 @@ def speed_of(experiment: pipeline.Experiment, name: str) -> dict[str, Any]:
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {torch.get_num_threads()} threads"
     path = run_dir / "speed.json"
     known = read_json(path) if path.is_file() else {}
+    known = known if isinstance(known, dict) else {}  # what is damaged is measured anew
     if device not in known:
         _, trainer, test_data = pipeline.open_run(experiment, name, run_dir)
         seconds = []

@@ -53,8 +53,9 @@ def curves(drawn: pd.DataFrame, x: str, panels: str, y: str) -> Any:
         for number, (domain, part) in enumerate(drawn[drawn[panels] == metric].groupby("domain", sort=False)):
             place = [values.index(value) + 0.04 * number for value in part[x]]  # bars of equal values side by side
             style = figures.line(number)
-            panel.errorbar(place, part["mean"], part["deviation"].fillna(0), label=str(domain), capsize=3, **style)
-        panel.set_xticks(range(len(values)), list(map(str, values)))
+            look = {"label": figures.plain(str(domain)), "capsize": 3, **style}
+            panel.errorbar(place, part["mean"], part["deviation"].fillna(0), **look)
+        panel.set_xticks(range(len(values)), [figures.plain(str(value)) for value in values])
         figures.label(panel, x, f"{metric} ({y})")
     figures.legend(axes[0][-1], "domain")
     return figure

@@ -89,7 +89,9 @@ def _is_range(value: Any) -> bool:
 def _faults(settings: Settings, path: Path, model: str, space: Space) -> Iterator[str]:
     for key, values in space.items():
         where = f"{path}: {model}: {key}"
-        if key.partition(".")[0] in DATA_GROUPS and model != "LLMEDT":
+        if key == "valid_metric":
+            yield f"{where} is what trials are judged by, and cannot be searched"
+        elif key.partition(".")[0] in DATA_GROUPS and model != "LLMEDT":
             yield f"{where} changes the rows of all models; search it for LLMEDT"
         elif key in COLUMNS:
             yield f"{where} is a column of trials.csv, and cannot be searched; stopping_step ends a training in time"
@@ -111,7 +113,8 @@ def _ends(values: Mapping[str, Any]) -> list[Any]:
 
 def _list_problem(values: Any) -> str:
     good = isinstance(values, list) and values and all(isinstance(one, str | int | float) for one in values)
-    if not good or len({str(one) for one in values}) < len(values):
+    # Neither Optuna's grid (1 is 1.0) nor a table (0.5 is "0.5") tells all values apart.
+    if not good or min(len(set(values)), len({str(one) for one in values})) < len(values):
         return f"expected different values such as [0.1, 0.3], or a range {{low: 0.1, high: 0.5}}, found {values!r}"
     return ""
 
@@ -180,7 +183,7 @@ def search_folder(laboratory: pipeline.Laboratory) -> Path:
     settings, base = laboratory.settings, laboratory.base
     shared = {"recbole": settings.recbole, "model_settings": settings.model_settings}
     content = config.read_file(space_path(settings))
-    groups = {key.partition(".")[0] for keys in content.values() for key in keys or ()}
+    groups = {str(key).partition(".")[0] for keys in content.values() for key in keys or ()}
     # What trials with rows of their own start from; rows that no trial changes are in the augmented files.
     start = [asdict(settings.augment), asdict(settings.profile)] if groups & {*DATA_GROUPS} else []
     key = sha256_of(
@@ -317,7 +320,9 @@ def _run_trial(
         return earlier.value
     model, run_dir = folder.name, trial_folder(folder, number)
     try:
-        experiment = laboratory.experiment(_settings(laboratory.settings, model, values))
+        own = _settings(laboratory.settings, model, values)
+        config.check_model(own, model)  # values that fit one by one need not fit together
+        experiment = laboratory.experiment(own)
         return float(pipeline.validate_model(experiment, model, run_dir)["score"])
     except (DataError, LLMError):
         raise  # no fault of the values
@@ -500,7 +505,7 @@ def draw_values(model: str, table: pd.DataFrame, space: Space, metric: str) -> A
         panel.scatter(x, scores, s=22, color=figures.COLOURS[0], alpha=0.7)
         panel.scatter(x[best], scores[best], s=90, facecolor="none", edgecolor=figures.COLOURS[1])
         if not _is_range(values):
-            panel.set_xticks(range(len(values)), list(map(str, values)))
+            panel.set_xticks(range(len(values)), [figures.plain(str(value)) for value in values])
         elif values.get("log"):
             panel.set_xscale("log")
         figures.label(panel, key, f"validation {metric}" if panel is axes[0][0] else "")

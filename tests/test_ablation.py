@@ -87,6 +87,7 @@ def test_variants_are_names_of_table_3_or_names_with_keys(workplace, given, expe
         ("{a: {candidates: all}}", "variants: a: candidates is the same for all variants"),
         ("{a: {seed: 3}}", "variants: a: seed is the same for all variants"),
         ("{a: {k_core: 3}}", "variants: a: k_core is the same for all variants"),
+        ("{LLM-EDT: {alpha: 0}}", "variants: 'LLM-EDT' is the first row, LLMEDT as it is; give yours another name"),
     ],
 )
 def test_a_wrong_variant_is_refused_before_any_work(workplace, capsys, variants, message):
@@ -287,3 +288,10 @@ def test_means_and_deviations_by_hand(workplace):
     assert marked == ["a", "b†"]
     assert "standard deviation over seeds" in shown.getvalue()
     assert f"† in at least one seed {report.CAP_LEGEND}" in shown.getvalue()
+
+
+@pytest.mark.parametrize("models", ["LLM4CDSR,LLMEDT", "SASRec,LLM4CDSR"])
+def test_the_profiles_are_those_of_the_model_whatever_models_are_named(workplace, models):
+    assert run(["ablate", *TINY, f"--models={models}", "--variants=w/o DFT", "--seeds=42"]) == 0
+    assert [path.name for path in Path("atomic_files/tiny-edt").glob("profile.*json")] == ["profile.json"]
+    assert not list(Path("atomic_files").glob("tiny-edt-*"))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -580,3 +581,18 @@ def test_written_items_stand_out_on_the_map(tmp_path):
 def test_tables_state_the_budget_of_a_search(workplace):
     own = settings(**{"tune.trials": 20, "tune.tuned": ["LLMEDT"]})
     assert "best of 20 trials per model" in config.budget_note(own, ["LLMEDT"])
+
+
+def test_domains_with_dollar_signs_are_drawn(tmp_path):
+    both = {"tau": "$\\foo$", "metric": "hit@10", "mean": 0.1, "deviation": 0.0}
+    drawn = pd.DataFrame({**both, "domain": ["a$\\foo$", "b"]})
+    figures.save(plots.curves(drawn, "tau", "metric", "mean over seeds"), tmp_path / "figure.png")
+
+
+def test_times_that_were_damaged_are_measured_anew(tmp_path, monkeypatch):
+    evaluator = SimpleNamespace(ranks=[1, 2])
+    trainer = SimpleNamespace(evaluate=lambda *args, **keys: None, evaluator=evaluator)
+    monkeypatch.setattr(pipeline, "run_directory", lambda opened, name: tmp_path)
+    monkeypatch.setattr(pipeline, "open_run", lambda opened, name, run_dir: (None, trainer, None))
+    (tmp_path / "speed.json").write_text("[]")
+    assert experiment.speed_of(None, "SASRec")["users"] == 2

@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 from conftest import QUICK, write_tiny
 
-from recbole_edt import config, pipeline, tables, tuning
+from recbole_edt import config, figures, pipeline, tables, tuning
 from recbole_edt.cli import run
 from recbole_edt.errors import ConfigError, DataError, EDTError
 from recbole_edt.trainer import ResumableTraining
@@ -251,6 +251,12 @@ def test_a_list_of_numbers_and_texts_keeps_them_apart(workplace, monkeypatch):
     tuning.draw_values("LLMEDT", table, space, "ndcg@10")
 
 
+def test_values_with_dollar_signs_are_drawn(tmp_path):
+    values = ["a$\\foo$", "b"]
+    table = pd.DataFrame({"score": [0.1, 0.2], "item_embeddings": values})
+    figures.save(tuning.draw_values("LLMEDT", table, {"item_embeddings": values}, "ndcg@10"), tmp_path / "values.png")
+
+
 @pytest.mark.parametrize(
     ("model", "key", "kind"),
     [
@@ -286,6 +292,7 @@ def test_a_search_that_begins_with_other_rows_is_another_search(workplace, monke
         own = settings(**{"augment.insertion": "none", "augment.k": k, "tune.space": "space.yaml"})
         return tuning.search_folder(SimpleNamespace(settings=own, base=base)).name
 
+    assert folder("{Pop: {}, GRU4Rec: {5: [1]}}", 1)  # a key that is no text, of a model that is not tuned
     rows, model = "LLMEDT: {augment: {insertion: [random, append]}}", "LLMEDT: {alpha: [0, 1]}"
     assert folder(rows, 1) != folder(rows, 7) and folder(model, 1) == folder(model, 7)
 
@@ -308,6 +315,14 @@ def test_a_training_that_diverges_is_noted_and_the_search_goes_on(workplace, mon
     failed = table[table["state"] == "failed"].iloc[0]
     assert failed["note"] == "a candidate has a score that is not finite" and np.isnan(failed["score"])
     assert table["learning_rate"][tuning.best_row(table)] == 3
+
+
+def test_values_that_fit_one_by_one_and_not_together_are_a_failed_trial(workplace, monkeypatch):
+    known, space = Known(monkeypatch, 1), {"learning_rate": [1], "hidden_size": [16, 18], "n_heads": [1, 8]}
+    table = known.search(workplace / "SASRec", space, 4)
+    assert sorted(table["state"]) == ["done", "done", "done", "failed"] and len(known.trained) == 3
+    (note,) = table.loc[table["state"] == "failed", "note"]
+    assert note == "SASRec: hidden_size: 18 is not a multiple of n_heads, 8"
 
 
 def test_another_seed_of_the_sampler_proposes_other_values(workplace, monkeypatch):
@@ -337,6 +352,8 @@ def test_the_packaged_spaces_fit_their_models(name):
         ("SASRec: {learning_rate: 0.1}", "SASRec: learning_rate: expected different values such as"),
         ("SASRec: {learning_rate: []}", "learning_rate: expected different values"),
         ("SASRec: {learning_rate: [0.1, 0.1]}", "learning_rate: expected different values"),
+        ("SASRec: {weight_decay: [0, 0.0]}", "weight_decay: expected different values"),
+        ("SASRec: {valid_metric: [NDCG@5, MRR@5]}", "valid_metric is what trials are judged by, and cannot be"),
         ("SASRec: {learning_rate: [-1]}", "learning_rate: -1 is not a number of at least 0"),
         ("SASRec: {learning_rate: {low: 1}}", "low, high and step are numbers"),
         ("SASRec: {learning_rate: {low: 2, high: 1}}", "low must be below high"),
