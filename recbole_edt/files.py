@@ -94,6 +94,16 @@ def read_json(path: str | os.PathLike[str]) -> Any:
         raise DataError(f"{path}: not valid JSON ({error}); restore or delete the file") from error
 
 
+def faults_of(value: Any, kinds: Mapping[str, type | tuple[type, ...]]) -> str:
+    """Why a value that was read is no object with these keys, each of its type; empty if it is one."""
+    if not isinstance(value, dict):
+        return "is no object with keys"
+    if lacking := [key for key in kinds if key not in value]:
+        return f"lacks {', '.join(lacking)}"
+    wrong = [key for key, kind in kinds.items() if not isinstance(value[key], kind)]
+    return f"has a value of another type at {', '.join(wrong)}" if wrong else ""
+
+
 def read_bytes(path: str | os.PathLike[str]) -> bytes:
     """Read a whole file.
 

@@ -16,11 +16,11 @@ from torch import Tensor
 from tqdm import tqdm
 
 from recbole_edt.baselines import SEQUENCE_ROWS, sequence_trained
-from recbole_edt.config import Settings, recbole_config
+from recbole_edt.config import Settings, is_model, recbole_config
 from recbole_edt.dataset import EDTDataset, Sequences, artefacts_hash
 from recbole_edt.errors import DataError
 from recbole_edt.evaluation import VectorScores
-from recbole_edt.files import read_json, write_safely
+from recbole_edt.files import faults_of, read_json, write_safely
 from recbole_edt.histories import Histories, batches
 from recbole_edt.methods import METHODS
 from recbole_edt.split import catalogue_hash, leave_one_out, split_hash
@@ -304,7 +304,10 @@ def _write_parquet(path: Path, frames: Iterable[pd.DataFrame]) -> int:
 
 
 _HASHES = ("split_hash", "catalogue_hash", "artefacts_hash")
-_NEEDED = ("model", "dataset", "data_path", "domains", "settings", "rows", "sees_generated", *_HASHES)
+_NEEDED: dict[str, type] = {
+    **dict.fromkeys(("model", "dataset", "data_path", "rows", *_HASHES), str),
+    **{"domains": list, "settings": dict, "sees_generated": bool},
+}
 
 
 def load(run_dir: str | Path, data_path: str | Path | None = None) -> Recommender:
@@ -318,9 +321,11 @@ def load(run_dir: str | Path, data_path: str | Path | None = None) -> Recommende
     """
     run_dir = Path(run_dir)
     result = read_json(run_dir / "result.json")
-    lacking = [key for key in _NEEDED if key not in result] if isinstance(result, dict) else ["an object"]
-    if lacking:
-        raise DataError(f"{run_dir / 'result.json'}: lacks {', '.join(lacking)}; restore the file or train again")
+    problem = faults_of(result, _NEEDED)
+    if not problem and not is_model(result["model"]):
+        problem = f"names a model that nobody knows, {result['model']}"
+    if problem:
+        raise DataError(f"{run_dir / 'result.json'}: {problem}; restore the file or train again")
     name, dataset_name = result["model"], result["dataset"]
     settings = Settings(
         dataset=re.sub(r"-edt(-[0-9a-f]{8})?$", "", dataset_name),

@@ -443,10 +443,25 @@ def test_a_folder_without_a_finished_run_is_refused(tmp_path):
         load(tmp_path)
 
 
-@pytest.mark.parametrize("content, lacks", [("{}", "model, dataset, data_path"), ("[]", "an object")])
-def test_a_result_that_was_cut_down_is_refused(tmp_path, content, lacks):
-    (tmp_path / "result.json").write_text(content)
-    with pytest.raises(DataError, match=f"result.json: lacks {lacks}.*; restore the file or train again"):
+GOOD = {
+    **dict.fromkeys(("dataset", "data_path", "rows", "split_hash", "catalogue_hash", "artefacts_hash"), "x"),
+    **{"model": "SASRec", "domains": ["a", "b"], "settings": {}, "sees_generated": False},
+}
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        ({}, "lacks model, dataset, data_path"),
+        ([], "is no object with keys"),
+        ({**GOOD, "domains": 5}, "has a value of another type at domains"),
+        ({**GOOD, "settings": [], "data_path": 5}, "has a value of another type at data_path, settings"),
+        ({**GOOD, "model": "SASREC"}, "names a model that nobody knows, SASREC"),
+    ],
+)
+def test_a_damaged_result_is_refused(tmp_path, content, problem):
+    (tmp_path / "result.json").write_text(json.dumps(content))
+    with pytest.raises(DataError, match=f"result.json: {problem}.*; restore the file or train again"):
         load(tmp_path)
 
 
