@@ -20,14 +20,15 @@ import numpy as np
 import pandas as pd
 import yaml
 
-from recbole_edt import config, figures, pipeline, raw, report
-from recbole_edt.config import GROUPS, Settings, defaults_of
+from recbole_edt import config, figures, pipeline, report
+from recbole_edt.config import GROUPS, Settings
 from recbole_edt.errors import DataError
 from recbole_edt.evaluation import OVERALL, domains_of, per_user
 from recbole_edt.files import read_bytes, read_json, write_text
 from recbole_edt.frame import png_uri, render
+from recbole_edt.profiles import SRA
 from recbole_edt.report import ModelResult
-from recbole_edt.tables import Column, ResultTable, code, escape_markdown, groups_of
+from recbole_edt.tables import ResultTable, code, escape_markdown, groups_of
 from recbole_edt.tables import read as read_table
 
 METRIC = "ndcg@10"
@@ -113,7 +114,15 @@ def make(settings: Settings, say: pipeline.Say, runs: str = "", output: str = ""
     write_text(place / "report.md", markdown(title, lines, sections, place))
     for table in _tables(sections):
         table.save(place / "tables", table.name)
+    _remove_others(place / "tables", {table.name for table in _tables(sections)})
     say(f"report: {place / 'report.html'} (also report.md, tables/ and figures/ there)")
+
+
+def _remove_others(folder: Path, names: set[str]) -> None:
+    """Delete the tables of an earlier report that this one does not have."""
+    for path in _table_files(folder):
+        for form in () if path.stem in names else ("json", "md", "csv", "tex"):
+            path.with_name(f"{path.stem}.{form}").unlink(missing_ok=True)
 
 
 # ---- runs --------------------------------------------------------------------------------------------------------
@@ -174,12 +183,9 @@ def read_runs(
 
 
 def _read_run(folder: Path) -> Run:
-    shown = pipeline.read_result(folder)
-    result, path = read_json(folder / "result.json"), folder / "config.yaml"
-    given = (yaml.safe_load(read_bytes(path)) or {}) if path.is_file() else {}
-    values = {**defaults_of(result["model"], given.get("backbone", "")), **given}
-    shown = replace(shown, max_epochs=values.get("epochs"))
-    return Run(folder, result, {key: value for key, value in values.items() if key not in _RECBOLES_OWN}, shown)
+    shown, values = pipeline.read_result(folder), pipeline.values_of(folder)
+    own = {key: value for key, value in values.items() if key not in _RECBOLES_OWN}
+    return Run(folder, read_json(folder / "result.json"), own, shown)
 
 
 def _told_apart(runs: Sequence[Run], called: Mapping[Path, str]) -> list[Run]:
@@ -319,7 +325,7 @@ def contents(
     report.plot_curves(shown, curves.with_suffix(".png"))
     drawn = [
         Picture(bars, f"{METRIC} by domain; lines are 95 % intervals over users (bootstrap)"),
-        Picture(curves, f"Validation {METRIC} and training loss by epoch"),
+        Picture(curves, f"Validation {report.curves_metric(shown)} and training loss by epoch"),
     ]
     means = [replace(report.mean_table(several), title="Means over seeds")] if several else []
     sections = [
@@ -328,14 +334,14 @@ def contents(
         Section("Significance", _tests(chosen, against, len(groups))),
         Section("Training", [tables["models"], drawn[1]]),
         *map(_experiment, experiments),
-        Section("Data", list(_data(settings))),
-        Section("Cost", list(_cost(settings))),
+        Section("Data", list(pipeline.data_parts(settings))),
+        Section("Cost", list(_cost(runs, settings))),
         Section("Settings", list(_settings_parts(runs))),
         Section("How to reproduce", list(_reproduce(runs, settings))),
         Section("Versions", [_versions(runs)]),
     ]
     ranks = results[0].ranks
-    lines = [f"{report.what_was_ranked(ranks)}; split {ranks.attrs['split_hash'][:8]}", pipeline.llm_note(settings)]
+    lines = [f"{report.what_was_ranked(ranks)}; split {ranks.attrs['split_hash'][:8]}", _written(runs, settings)]
     lines.append(_left_out(len(runs), len(groups), against))
     return list(filter(None, lines)), [section for section in sections if section.parts]
 
@@ -426,41 +432,52 @@ def _experiment(folder: Path) -> Section:
     parts: list[Any] = [replace(table, name=name) for table, name in zip(found, names, strict=True)]
     parts += [Picture(path.with_suffix(""), f"{folder.name}: {path.stem}") for path in sorted(folder.glob("*.png"))]
     commands = dict.fromkeys(table.command for table in found if table.command)
-    return Section(found[0].title, parts + [Listing("How to reproduce", command) for command in commands], folder.name)
+    parts += [Listing("How to reproduce", command) for command in commands]
+    return Section(found[0].title, parts, f"experiment-{folder.name}")
 
 
-def _data(settings: Settings) -> Iterator[ResultTable | str]:
-    try:
-        rows = raw.card(pipeline.read(settings))
-    except DataError as error:
-        yield f"The data set is not at hand: {error}"
-        return
-    rows |= pipeline.augment_figures(settings)
-    named = [(key.replace("_", " "), _rounded(value)) for key, value in rows.items()]
-    yield ResultTable("data", "Data", ["figure", "value"], named)
+def _made_with(run: Run, settings: Settings) -> Mapping[str, Any]:
+    """How a run's data were made; of one that did not note it, how those at hand were."""
+    return _noted(run, "made_with", replace(settings, data_variant=_variant_of(run)))
 
 
-def _rounded(value: Any) -> Any:
-    return round(value, 3) if isinstance(value, float) else value
+def _made_from(run: Run, settings: Settings) -> Mapping[str, Any]:
+    """The same of the data set's own rows, which a variant with others starts from."""
+    return _noted(run, "made_from" if _variant_of(run) else "made_with", replace(settings, data_variant=""))
 
 
-def _cost(settings: Settings) -> Iterator[ResultTable | str]:
-    counts = pipeline.stage_counts(settings)
-    asked = [(stage, kind, used) for stage, one in counts.items() for kind, used in one.get("used", {}).items()]
-    if not asked:
-        yield "No language model was called, so nothing was paid."
-        return
-    n_users = max(one.get("users", 0) for one in counts.values()) or len(pipeline.read(settings).users)
-    headings = ["cost (US $)", "cost per user (US $)", "paper (US $ per user)"]
-    columns = ["stage", "of", "calls", "tokens in", "tokens out", *(Column(name, decimals=6) for name in headings)]
-    rows = []
-    for stage, kind, used in asked:
-        cost = used["cost_usd"]
-        tokens = used["calls"], used["prompt_tokens"], used["completion_tokens"]
-        per = None if cost is None else cost / n_users
-        rows.append((stage, pipeline.WORDS[kind], *tokens, cost, per, pipeline.paper_usd(stage, kind)))
-    note = "n/a: the model's price is not known (key llm.prices), or the paper gives none"
-    yield ResultTable("cost", "Cost", columns, rows, note)
+def _noted(run: Run, key: str, settings: Settings) -> Mapping[str, Any]:
+    """What a run noted of the stages before it, in their order, which its file has not kept."""
+    if key not in run.result:
+        return pipeline.made_with(settings)
+    stages = sorted(run.result[key], key=lambda name: list(pipeline.STAGES).index(name.partition(" ")[0]))
+    return {stage: run.result[key][stage] for stage in stages}
+
+
+def _written(runs: Sequence[Run], settings: Settings) -> str:
+    """What a language model wrote; by run where that differs."""
+    notes: dict[str, list[str]] = {}
+    for run in runs:
+        notes.setdefault(pipeline.llm_note(settings, _made_with(run, settings)), []).append(run.name)
+    if len(notes) == 1:
+        return next(iter(notes))
+    return "; ".join(f"{', '.join(names)}: {note}" for note, names in notes.items())
+
+
+def _cost(runs: Sequence[Run], settings: Settings) -> Iterator[ResultTable | str]:
+    """What the data of the runs cost, by run where that differs."""
+    several: dict[str, tuple[Mapping[str, Any], list[str]]] = {}
+    for run in runs:
+        made = _made_with(run, settings)
+        counts = repr(sorted((stage, one["counts"]) for stage, one in made.items()))
+        several.setdefault(counts, (made, []))[1].append(run.name)
+    for number, (made, names) in enumerate(several.values(), 1):
+        of = f" of {', '.join(names)}" if len(several) > 1 else ""
+        for part in pipeline.cost_parts(settings, made):
+            if isinstance(part, str):
+                yield f"{', '.join(names)}: {part}" if of else part
+            else:
+                yield replace(part, title=part.title + of, name=f"{part.name}-{number}" if of else part.name)
 
 
 def _settings_parts(runs: Sequence[Run]) -> Iterator[ResultTable | Listing]:
@@ -479,14 +496,32 @@ def _shown_value(run: Run, key: str) -> str | None:
 
 def _reproduce(runs: Sequence[Run], settings: Settings) -> Iterator[Listing | str]:
     yield "First the data, then each run by a command of its own. What is done already is read, not repeated."
-    made = data_keys(settings)
-    shared = next((found for run in runs if (found := _shared_keys(run))), {})
-    yield Listing("Data", "\n".join(data_commands(settings.dataset, made, shared)), opened=True)
-    # Which profiles a model reads is among its own keys; what the files were made of, it need not know.
-    stages = [keys for stage, keys in made.items() if stage != "prepare"]
-    data = {key: value for one in stages for key, value in one.items() if key != "profile.pipeline"}
+    groups = _by_data(runs, settings)
+    for made, several in groups:
+        title = f"Data of {', '.join(run.name for run in several)}" if len(groups) > 1 else "Data"
+        shared = next((found for run in several if (found := _shared_keys(run))), {})
+        yield Listing(title, "\n".join(data_commands(settings.dataset, made, shared)), opened=True)
+        # Which profiles a model reads is among its own keys; what the files were made of, it need not know.
+        stages = [keys for stage, keys in made.items() if stage != "prepare"]
+        data = {key: value for one in stages for key, value in one.items() if key != "profile.pipeline"}
+        for run in several:
+            yield Listing(run.name, " \\\n  ".join(command_of(run, data)), opened=True)
+
+
+def _by_data(runs: Sequence[Run], settings: Settings) -> list[tuple[dict[str, dict[str, Any]], list[Run]]]:
+    """Runs whose data the same commands make, with the keys of these (`data_keys`)."""
+    groups: list[tuple[dict[str, dict[str, Any]], list[Run]]] = []
     for run in runs:
-        yield Listing(run.name, " \\\n  ".join(command_of(run, data)), opened=True)
+        own = data_keys(settings, _made_from(run, settings))
+        for made, several in groups:
+            # A run may have been trained before there were profiles, or beside those of another method.
+            if bool(made) == bool(own) and all(made.get(stage, keys) == keys for stage, keys in own.items()):
+                made.update(own)
+                several.append(run)
+                break
+        else:
+            groups.append((own, [run]))
+    return groups
 
 
 def _shared_keys(run: Run) -> dict[str, Any]:
@@ -512,20 +547,26 @@ def data_commands(
     return lines
 
 
-def data_keys(settings: Settings) -> dict[str, dict[str, Any]]:
-    """By stage, the keys that the data set was made with: all that no command has unless it is given them."""
-    settings = replace(settings, data_variant="")  # a variant starts from the data set's own rows
+def data_keys(settings: Settings, made: Mapping[str, Any] | None = None) -> dict[str, dict[str, Any]]:
+    """By stage, the keys that the data set was made with: all that no command has unless it is given them.
+
+    Args:
+        made: what a run's data were made with; none is what they are made with now.
+    """
+    if made is None:  # a variant starts from the data set's own rows
+        made = pipeline.made_with(replace(settings, data_variant=""))
     usual = config.load(settings.dataset, asks=False)
     found = {}
-    manifests = {"prepare": raw.manifest(settings.folder), **pipeline.stage_manifests(settings)}
-    for name, manifest in manifests.items():
-        if manifest.get("config"):
-            stage, made = name.partition(" ")[0], manifest["config"]
-            if "domains" in made:  # the first is domain A
-                made = {**made, "files": {domain: made["files"][domain] for domain in made["domains"]}}
-            # Of the prompts a hash is kept; where they are only the settings know.
-            llm = {**made["llm"], "templates": settings.llm.templates} if "llm" in made else {}
-            found[name] = {**_changed(stage, made, usual), **_changed("llm", llm, usual)}
+    for stage, values in ((name.partition(" ")[0], one["config"]) for name, one in made.items()):
+        if not values:
+            continue
+        if "domains" in values:  # the first is domain A
+            values = {**values, "files": {domain: values["files"][domain] for domain in values["domains"]}}
+        # Of the prompts a hash is kept; where they are only the settings know.
+        llm = {**values["llm"], "templates": settings.llm.templates} if "llm" in values else {}
+        kind = values.get("pipeline", SRA)
+        name = stage if kind == SRA else f"{stage} ({kind})"
+        found[name] = {**_changed(stage, values, usual), **_changed("llm", llm, usual)}
     return found
 
 

@@ -41,7 +41,9 @@ from recbole_edt.config import (
     defaults_of,
     model_values,
     own_file,
+    read_file,
     recbole_config,
+    topk_of,
 )
 from recbole_edt.costs import Usage, dollars
 from recbole_edt.dataset import EDTDataset, SequenceLoader, artefacts_hash, eval_loader, rows_for, sees_generated
@@ -49,8 +51,10 @@ from recbole_edt.errors import ConfigError, DataError
 from recbole_edt.evaluation import RankCollector, RankEvaluator, read_ranks, standard_groups, write_ranks
 from recbole_edt.files import (
     alone_in,
+    faults_of,
     is_current,
     library_versions,
+    read_bytes,
     read_json,
     sha256_of,
     write_json,
@@ -59,6 +63,7 @@ from recbole_edt.files import (
 )
 from recbole_edt.methods import DEFAULT, METHODS
 from recbole_edt.split import catalogue_hash
+from recbole_edt.tables import Column, ResultTable, escape_markdown
 from recbole_edt.trainer import LLMEDTTrainer, PhaseConfig, load_weights, trainer_class
 from recbole_edt.writer import LiveWriter, embedder_identity, llm_identity
 
@@ -637,10 +642,9 @@ def chosen_epochs(run_dir: Path) -> dict[str, int]:
 
     Of equals the last counts, as in RecBole's early stopping. Empty for a model without epochs.
     """
-    path, result = run_dir / "epochs.csv", read_json(run_dir / "result.json")
-    metric, always = result["valid_metric"], result.get("settings", {}).get("adapter_residual", False)
-    epochs = pd.read_csv(path) if path.is_file() else pd.DataFrame()
-    if metric not in epochs:
+    result, epochs = read_json(run_dir / "result.json"), read_epochs(run_dir)
+    metric, always = result["valid_metric"], _keeps_last_phase(result)
+    if epochs is None or metric not in epochs:
         return {}
     best, found = -np.inf, {}
     for phase, rows in epochs.dropna(subset=[metric]).groupby("phase", sort=False):
@@ -649,6 +653,24 @@ def chosen_epochs(run_dir: Path) -> dict[str, int]:
         found["finetune_epochs" if phase == "finetune" else "epochs"] = n_epochs if top >= best or always else 0
         best = max(best, top)
     return found
+
+
+def _keeps_last_phase(result: Mapping[str, Any]) -> bool:
+    """Whether a run's weights are those of its last phase, even if an earlier one was better."""
+    return bool(result.get("settings", {}).get("adapter_residual", False))
+
+
+def read_epochs(run_dir: Path) -> pd.DataFrame | None:
+    """The log of a run's epochs; None for a model without epochs.
+
+    Raises: DataError if it is damaged.
+    """
+    path = run_dir / "epochs.csv"
+    try:
+        return pd.read_csv(path) if path.is_file() else None
+    except (OSError, ValueError) as error:
+        problem = str(error).strip().partition("\n")[0]
+        raise DataError(f"{path}: no table of epochs ({problem}); delete its folder to train it anew") from error
 
 
 def ranks_under(experiment: Experiment, name: str, candidates: str) -> pd.DataFrame:
@@ -705,17 +727,33 @@ def resolved_config(config: Any) -> dict[str, Any]:
 def validate_model(experiment: Experiment, name: str, run_dir: Path) -> dict[str, Any]:
     """Train, or resume, or just read one model that is judged on validation alone; its test targets are not ranked.
 
-    The folder ends up with ``config.yaml``, ``epochs.csv``, ``log.txt`` and ``valid.json``, without weights.
+    The folder ends up with ``config.yaml``, ``epochs.csv``, ``log.txt`` and ``valid.json``, without weights. What it
+    holds of other settings, left by a search that was begun anew, is not read.
 
     Returns: what ``valid.json`` holds: ``score`` (the validation metric of the best epoch), ``metric``, ``epochs``,
         ``seconds`` of training, ``phases`` and ``parameters``.
     """
     path = run_dir / "valid.json"
-    if not path.is_file():
+    config = recbole_config(experiment.settings, name, experiment.settings.augmented, run_dir)
+    if not (path.is_file() and _is_of(config, run_dir)):
         with alone_in(run_dir):
+            if not _is_of(config, run_dir):
+                for old in (path, *run_dir.glob("*.pth*")):
+                    old.unlink(missing_ok=True)
             if not path.is_file():
                 _run_to_validate(experiment, name, run_dir)
     return read_json(path)
+
+
+def _is_of(config: Any, run_dir: Path) -> bool:
+    """Whether what a folder holds, if anything, was trained with these settings."""
+    path = run_dir / "config.yaml"
+    try:
+        then = yaml.safe_load(read_bytes(path)) if path.is_file() else {}
+        now = yaml.safe_load(_as_yaml(config))
+        return all(key in now and now[key] == value for key, value in then.items())
+    except (yaml.YAMLError, AttributeError):  # damaged
+        return False
 
 
 def _run_to_validate(experiment: Experiment, name: str, run_dir: Path) -> None:
@@ -735,9 +773,13 @@ def _start(experiment: Experiment, name: str, run_dir: Path) -> Any:
 
 
 def _write_config(config: Any, run_dir: Path) -> None:
+    write_text(run_dir / "config.yaml", _as_yaml(config))
+
+
+def _as_yaml(config: Any) -> str:
     """Every setting of a run, those that were not given, too."""
     values = {**defaults_of(config["model"], config["backbone"]), **resolved_config(config)}
-    write_text(run_dir / "config.yaml", yaml.safe_dump(values, allow_unicode=True))
+    return str(yaml.safe_dump(values, allow_unicode=True))
 
 
 def _fitted(experiment: Experiment, config: Any, name: str, run_dir: Path) -> tuple[Any, Any, Any, Any]:
@@ -772,6 +814,7 @@ def _run(experiment: Experiment, config: Any, name: str, run_dir: Path) -> None:
         "domains": experiment.dataset.domain_names,
         "settings": model_values(experiment.settings, name),
         **_given(experiment.settings, name),
+        "made_with": made_with(experiment.settings),
         "rows": part.training,
         "sees_generated": sees_generated(config),
         **_training_of(trainer, model),
@@ -793,7 +836,8 @@ def _run(experiment: Experiment, config: Any, name: str, run_dir: Path) -> None:
 def _given(settings: Settings, name: str) -> dict[str, Any]:
     """Every key that a run's folder depends on, as on the command line, for the command that trains it again.
 
-    ``given`` counts for all models, ``given_to_model`` for this one, ``given_to_data`` for a variant's own rows.
+    ``given`` counts for all models, ``given_to_model`` for this one, ``given_to_data`` for a variant's own rows;
+    ``made_from`` is `made_with` of the data that a variant starts from.
     """
     own = settings.model_settings.get(name) or {}
     shared = {key: settings.given[key] for key in ("k_core", "domains") if key in settings.given}
@@ -802,6 +846,7 @@ def _given(settings: Settings, name: str) -> dict[str, Any]:
     if settings.data_variant:
         data = {"augment": asdict(settings.augment), "profile": asdict(settings.profile)}
         given["given_to_data"] = {**data, "llm": settings.given.get("llm") or {}}
+        given["made_from"] = made_with(dataclasses.replace(settings, data_variant=""))
     return given
 
 
@@ -931,10 +976,11 @@ def _tensorboard_in(run_dir: Path | None) -> Iterator[None]:
         recbole_trainer.get_tensorboard = original
 
 
-_NEEDED = (
-    *("model", "dataset", "data_path", "settings", "phases", "seconds", "parameters", "targets_per_epoch"),
-    *("valid_metric", "candidates", "versions"),
-)
+_NEEDED: dict[str, type | tuple[type, ...]] = {
+    **{"model": str, "dataset": str, "data_path": str, "settings": dict, "phases": list},
+    **dict.fromkeys(("seconds", "parameters", "targets_per_epoch"), (int, float)),
+    **{"valid_metric": str, "candidates": str, "versions": dict},
+}
 """What every ``result.json`` has had since there are any."""
 
 
@@ -944,27 +990,44 @@ def read_result(run_dir: Path) -> report.ModelResult:
     Raises: DataError if a file is missing, damaged or no such file.
     """
     result = read_json(run_dir / "result.json")
-    if lacking := [key for key in _NEEDED if key not in result]:
-        problem = f"lacks {', '.join(lacking)}, so it is damaged or no run of this library"
+    if problem := faults_of(result, _NEEDED):
+        problem = f"{problem}, so it is damaged or no run of this library"
         raise DataError(f"{run_dir / 'result.json'}: {problem}; leave it out, or delete its folder to train it anew")
-    path = run_dir / "epochs.csv"
-    epochs = pd.read_csv(path) if path.is_file() else None
+    epochs, metric = read_epochs(run_dir), result["valid_metric"]
     endings = [phase["ended_by"] for phase in result["phases"]]
-    metric = result["valid_metric"]
-    best = None
-    if epochs is not None and metric in epochs and epochs[metric].notna().any():  # not every epoch is validated
-        scores = epochs[metric].to_numpy(float)
-        best = int(np.flatnonzero(scores == np.nanmax(scores))[-1]) + 1  # of equals the last, as RecBole
     return report.ModelResult(
         name=result["model"],
         ranks=read_ranks(run_dir / "ranks.csv"),
         epochs=epochs,
         status=report.EPOCH_CAP if report.EPOCH_CAP in endings else endings[-1],
-        best_epoch=best,
+        best_epoch=_best_epoch(epochs, metric, _keeps_last_phase(result)),
         seconds=result["seconds"],
         n_parameters=result["parameters"],
         note=f"{result['targets_per_epoch']} targets per epoch",
+        max_epochs=values_of(run_dir).get("epochs"),
+        valid_metric=metric,
     )
+
+
+def _best_epoch(epochs: pd.DataFrame | None, metric: str, of_last_phase: bool) -> int | None:
+    """The row, from 1, whose weights were tested: of equals the last, as RecBole; not every epoch is validated."""
+    if epochs is None or metric not in epochs:
+        return None
+    scores = epochs[metric]
+    if of_last_phase:
+        scores = scores.where(epochs["phase"] == epochs["phase"].iloc[-1])
+    best = np.flatnonzero(scores == scores.max())
+    return int(best[-1]) + 1 if len(best) else None
+
+
+def values_of(run_dir: Path) -> dict[str, Any]:
+    """Every setting of a finished run by its key, those that were not given, too.
+
+    Raises: ConfigError if its ``config.yaml`` is damaged.
+    """
+    path, model = run_dir / "config.yaml", read_json(run_dir / "result.json")["model"]
+    given = read_file(path) if path.is_file() else {}
+    return {**defaults_of(model, given.get("backbone", "")), **given}
 
 
 # ---- the stages that train ---------------------------------------------------------------------------------------
@@ -1024,7 +1087,7 @@ def compare(settings: Settings, say: Say) -> None:
     title, note = title_of(experiment), about(settings, settings.models)
     report.print_table(results, title, note)
     folder = experiment.folder
-    report.write_metrics(results, folder)
+    report.write_metrics(results, folder, topk_of(settings))
     report.plot_curves(results, folder / "curves.png")
     text = report.markdown_report(
         results,
@@ -1085,22 +1148,63 @@ def title_of(experiment: Experiment) -> str:
 
 def _data_section(settings: Settings) -> str:
     """The data card, what augmentation did, and what an LLM was asked, for the report."""
-    rows = {**raw.card(read(settings)), **augment_figures(settings)}
-    lines = [f"| {key.replace('_', ' ')} | {raw.number(value)} |" for key, value in rows.items()]
-    heading = ["", "## Data and augmentation", "", "| figure | value |", "|---|---|"]
-    return "\n".join([*heading, *lines, *_llm_lines(settings), ""])
+    sections = {"Data and augmentation": data_parts(settings), "Asked of models": cost_parts(settings)}
+    blocks = []
+    for title, parts in sections.items():
+        shown = [part.markdown() if isinstance(part, ResultTable) else escape_markdown(part) for part in parts]
+        blocks += [f"## {title}", *shown]
+    return "\n" + "\n\n".join(blocks) + "\n"
 
 
-def _llm_lines(settings: Settings) -> list[str]:
-    """Lines of Markdown: calls, tokens and cost of each stage that asked a model, beside the paper's."""
-    n_users = len(read(settings).users)
-    lines = []
-    for stage, counts in stage_counts(settings).items():
-        for name, used in counts.get("used", {}).items():
-            lines.append(f"- {stage}, {WORDS[name]}: {_usage_line(used, n_users, paper_usd(stage, name))}")
-        if counts.get("failed"):
-            lines.append(f"- {stage}, failed: {raw.listed(counts['failed'])}")
-    return ["", "## Asked of models", "", *lines] if lines else []
+def data_parts(settings: Settings) -> Iterator[ResultTable | str]:
+    """For a report: figures of the data set and of augmentation, or why there are none."""
+    try:
+        rows = raw.card(read(settings))
+    except DataError as error:
+        yield f"The data set is not at hand: {error}"
+        return
+    rows |= augment_figures(settings)
+    named = [(key.replace("_", " "), _rounded(value)) for key, value in rows.items()]
+    yield ResultTable("data", "Data", ["figure", "value"], named)
+
+
+def _rounded(value: Any) -> Any:
+    return round(value, 3) if isinstance(value, float) else value
+
+
+def cost_parts(settings: Settings, made: Mapping[str, Any] | None = None) -> Iterator[ResultTable | str]:
+    """For a report: calls, tokens and cost of each stage that asked a model, beside the paper's.
+
+    Args:
+        made: what a run's data were made with; none is what they are made with now.
+    """
+    made = made_with(settings) if made is None else made
+    counts = {stage: one["counts"] for stage, one in made.items()}
+    asked = [(stage, kind, used) for stage, one in counts.items() for kind, used in one.get("used", {}).items()]
+    if not asked:
+        known = "No language model was called, so nothing was paid."
+        yield known if "augment" in made else "It is not known whether a language model was called."
+        return
+    n_users = max(one.get("users", 0) for one in counts.values()) or _n_users(settings)
+    headings = ["cost (US $)", "cost per user (US $)", "paper (US $ per user)"]
+    columns = ["stage", "of", "calls", "tokens in", "tokens out", *(Column(name, decimals=6) for name in headings)]
+    rows = []
+    for stage, kind, used in asked:
+        cost = used["cost_usd"]
+        tokens = used["calls"], used["prompt_tokens"], used["completion_tokens"]
+        per = None if cost is None or not n_users else cost / n_users
+        rows.append((stage, WORDS[kind], *tokens, cost, per, paper_usd(stage, kind)))
+    failed = [f"{stage}: {raw.listed(one['failed'])}" for stage, one in counts.items() if one.get("failed")]
+    note = "n/a: the model's price is not known (key llm.prices), or the paper gives none"
+    yield ResultTable("cost", "Cost", columns, rows, "; failed in ".join([note, *failed]))
+
+
+def _n_users(settings: Settings) -> int:
+    """Users of the data set; 0 where it is not at hand."""
+    try:
+        return len(read(settings).users)
+    except DataError:
+        return 0
 
 
 def stage_counts(settings: Settings) -> dict[str, dict[str, Any]]:
@@ -1131,13 +1235,37 @@ def about(settings: Settings, models: Sequence[str]) -> str:
     return f"{note}. {budget_note(settings, models)}" if settings.tune.tuned else note
 
 
-def llm_note(settings: Settings) -> str:
-    """Which parts a language model did, and which ran without one."""
-    manifests = {stage: one for stage, one in stage_manifests(settings).items() if "llm" in one.get("config", {})}
-    models = {stage: one["config"]["llm"]["model"] + _failures(one["counts"]) for stage, one in manifests.items()}
+def made_with(settings: Settings) -> dict[str, dict[str, Any]]:
+    """By stage before training, its configuration and what it asked of models; without those that were never run.
+
+    It stands in each run, too: the data may be made anew, or be elsewhere, when somebody reads of it.
+    """
+    kept = ("asked", "failed", "used", "users")
+    manifests = {"prepare": raw.manifest(settings.folder), **stage_manifests(settings)}
+    found = {}
+    for stage, manifest in manifests.items():
+        counts = {} if stage == "prepare" else manifest.get("counts", {})
+        if manifest:
+            asked = {key: counts[key] for key in kept if key in counts}
+            found[stage] = {"config": manifest.get("config", {}), "counts": asked}
+    return found
+
+
+def llm_note(settings: Settings, made: Mapping[str, Any] | None = None) -> str:
+    """Which parts a language model did, and which ran without one.
+
+    Args:
+        made: what a run's data were made with; none is what they are made with now.
+    """
+    made = made_with(settings) if made is None else made
+    asked = {stage: one for stage, one in made.items() if "llm" in one["config"]}
+    if not asked and "augment" not in made:
+        return "not known how rows and profiles were made"
+    models = {stage: one["config"]["llm"]["model"] + _failures(one["counts"]) for stage, one in asked.items()}
     items = f"items written by {models['augment']}" if "augment" in models else "items proposed by co-occurrence"
     texts = f"profiles by {models['profile']}" if "profile" in models else "profiles made of telling words"
-    embed = stage_manifests(settings)["embed"].get("config") or asdict(settings.embed)
+    texts = texts if "profile" in made else "no profiles made"
+    embed = made.get("embed", {}).get("config") or asdict(settings.embed)
     embedder = embed["vectors"] or embed["model" if embed["embedder"] == embeddings.ENDPOINT else "embedder"]
     parts = f"{items}, {texts}, texts embedded by {embedder}"
     return f"LLM: {parts}" if models else f"offline: no LLM was called; {parts}"

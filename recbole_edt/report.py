@@ -70,6 +70,7 @@ class ModelResult:
         n_parameters: trainable or not, without fixed text vectors.
         note: free text.
         max_epochs: most epochs that the settings allow; None if it is not known.
+        valid_metric: which chose the epoch that was tested.
     """
 
     name: str
@@ -81,6 +82,7 @@ class ModelResult:
     n_parameters: int = 0
     note: str = ""
     max_epochs: int | None = None
+    valid_metric: str = "ndcg@10"
 
 
 # ---- tables --------------------------------------------------------------------------------------------------
@@ -461,13 +463,12 @@ def markdown_report(
         k: the cut-off of the tables.
         seed: of the bootstrap.
     """
-    metric = f"ndcg@{k}"
     lines = (what_was_ranked(runs[0].ranks) + ".", offline)
     sections = [f"# {escape_markdown(title)}", *map(escape_markdown, lines)]
     for table in report_tables(runs, reference, k, seed):
         sections += [f"## {escape_markdown(table.title)}", table.markdown()]
     if figure:
-        sections.append(f"![Validation {metric} and training loss per epoch]({figure})")
+        sections.append(f"![Validation {curves_metric(runs)} and training loss per epoch]({figure})")
     for name, values in (settings or {}).items():
         listed = (f"{key}: {values[key]}" for key in sorted(values))
         sections += [f"### Settings of {escape_markdown(name)}", code(listed)]
@@ -560,11 +561,18 @@ def models_table(runs: Sequence[ModelResult]) -> ResultTable:
     return ResultTable("models", "Models", columns, rows)
 
 
-def plot_curves(runs: Sequence[ModelResult], path: Path, metric: str = "ndcg@10") -> None:
+def curves_metric(runs: Sequence[ModelResult]) -> str:
+    """The metric that curves show: the one that chose epochs, or ndcg@10 where runs differ in that."""
+    chosen = {run.valid_metric.lower() for run in runs if run.epochs is not None}
+    return chosen.pop() if len(chosen) == 1 else "ndcg@10"
+
+
+def plot_curves(runs: Sequence[ModelResult], path: Path) -> None:
     """Draw validation metric and training loss per epoch of every run that has them, as PNG and PDF.
 
     A dotted line marks the start of a run's next phase, a ring the epoch whose weights were tested.
     """
+    metric = curves_metric(runs)
     figure, (upper, lower) = figures.new(10, 7, n_rows=2, sharex=True)
     for number, run in enumerate(runs):
         style = {**figures.line(number), "marker": ""}

@@ -90,9 +90,12 @@ def test_numbers_are_those_of_the_runs_and_runs_of_one_model_are_told_apart(plac
 
 def test_the_run_under_the_settings_as_they_are_is_tested_against_all_others(there, tmp_path):
     assert read(report_of(there) / "tables/tests.json").title == "LLMEDT against the others, ndcg@10"
+    ResultTable("old", "Of an earlier report", ["a"], [("x",)]).save(tmp_path / "tables", "old")
+    (tmp_path / "tables/mine.csv").write_text("a\n")
     assert run(["report", *TINY, "--model=SASRec", "--learning_rate=0.01", f"--output={tmp_path}"]) == 0
     table = read(tmp_path / "tables/tests.json")
     assert table.title == "SASRec (learning_rate=0.01) against the others, ndcg@10"
+    assert (tmp_path / "tables/mine.csv").exists() and not list(tmp_path.glob("tables/old.*"))
 
 
 def test_one_html_file_holds_everything_and_names_no_address_but_its_own(place):
@@ -194,6 +197,7 @@ def test_a_variant_with_rows_of_its_own_has_a_command_that_names_its_folder(work
     (few,) = (one for one in runs if page._variant_of(one))
     data = page.data_keys(config.load("tiny"))["augment"]
     assert data["augment.tau"] == 0 and page.command_of(few)[0] == "python run_edt.py ablate"
+    assert [few.result[key]["augment"]["config"]["k"] for key in ("made_from", "made_with")] == [3, 1]
     for one in runs:
         assert folder_named_by(page.command_of(one, data)) == one.folder
 
@@ -225,7 +229,7 @@ def test_what_a_language_model_cost_stands_beside_what_the_paper_paid(place, tmp
     used = {"calls": 80, "prompt_tokens": 9000, "completion_tokens": 1000, "cost_usd": 0.02}
     manifest["counts"] |= {"users": 40, "used": {"chat": used, "vectors": {**used, "cost_usd": None}}}
     path.write_text(json.dumps(manifest))
-    (table,) = page._cost(config.load("tiny", [], {"data_path": str(tmp_path / "atomic_files")}))
+    (table,) = pipeline.cost_parts(config.load("tiny", [], {"data_path": str(tmp_path / "atomic_files")}))
     assert [column.heading for column in table.columns][:3] == ["stage", "of", "calls"]
     assert table.shown() == [
         ["augment", "answers", "80", "9,000", "1,000", "0.020000", "0.000500", "0.000194"],
@@ -251,6 +255,51 @@ def test_runs_without_their_data_are_reported_without_a_data_card(there, tmp_pat
     (tmp_path / "run/result.json").write_text(json.dumps(result))
     assert run(["report", f"--runs={tmp_path}/run", f"--output={tmp_path}/out"]) == 0
     assert "The data set is not at hand" in (tmp_path / "out/report.md").read_text(encoding="utf-8")
+
+
+def made_otherwise(folder: Path, stage: str, config: dict, counts: dict) -> None:
+    """Let a run note that a stage before it had other settings, and asked something."""
+    result = json.loads((folder / "result.json").read_text())
+    result["made_with"][stage]["config"] |= config
+    result["made_with"][stage]["counts"] |= counts
+    (folder / "result.json").write_text(json.dumps(result))
+
+
+def test_runs_say_themselves_how_their_data_were_made(there, tmp_path):
+    pop, sasrec = (next(one for one in runs_of(there) if one.name.startswith(name)) for name in ("Pop", "SASRec"))
+    for run_dir in (pop, sasrec):
+        shutil.copytree(run_dir, tmp_path / run_dir.name)
+    used = {"calls": 80, "prompt_tokens": 9000, "completion_tokens": 1000, "cost_usd": 0.02}
+    llm = {"model": "small", "base_url": "http://localhost/v1"}
+    keys = {"generator": "llm", "k": 1, "llm": llm}
+    made_otherwise(tmp_path / sasrec.name, "augment", keys, {"asked": 80, "failed": {}, "used": {"chat": used}})
+    for gone in (tmp_path / pop.name, tmp_path / sasrec.name):  # nothing but the runs was copied
+        result = json.loads((gone / "result.json").read_text())
+        (gone / "result.json").write_text(json.dumps({**result, "data_path": str(tmp_path / "gone")}))
+    assert run(["report", f"--runs={tmp_path}", f"--output={tmp_path}/out"]) == 0
+    text = (tmp_path / "out/report.md").read_text(encoding="utf-8")
+    assert "Pop: offline: no LLM was called; items proposed by co-occurrence" in text
+    assert "SASRec: LLM: items written by small, profiles made of telling words" in text
+    assert read(tmp_path / "out/tables/cost-1.json").rows[0][:3] == ("augment", "answers", 80)
+    blocks = text.partition("## How to reproduce")[2].split("### ")
+    assert [block.partition("\n")[0] for block in blocks[1:]][:4] == ["Data of SASRec", "SASRec", "Data of Pop", "Pop"]
+    stages = [line.split()[2] for line in blocks[1].splitlines() if "run_edt.py" in line]
+    assert stages == ["prepare", "embed", "augment", "profile"]
+    for block, told in zip(blocks[1:5], (True, True, False, False), strict=True):
+        assert told == ("--augment.k=1" in block) == ("--llm.model=small" in block)
+
+
+def test_runs_of_data_that_nobody_noted_are_no_proof_that_no_model_was_called(there, tmp_path):
+    shutil.copytree(runs_of(there)[0], tmp_path / "run")
+    result = json.loads((tmp_path / "run/result.json").read_text())
+    del result["made_with"]  # as runs were before
+    settings = config.load("tiny")
+    (tmp_path / "run/result.json").write_text(json.dumps(result))
+    runs = page.read_runs([tmp_path / "run"])
+    assert page._written(runs, settings).startswith("offline: no LLM was called")  # of the files at hand
+    elsewhere = replace(settings, data_path=tmp_path / "gone")
+    assert page._written(runs, elsewhere) == "not known how rows and profiles were made"
+    assert list(page._cost(runs, elsewhere)) == ["It is not known whether a language model was called."]
 
 
 def test_runs_of_other_candidates_are_refused_and_named(there, tmp_path, capsys):
@@ -398,6 +447,8 @@ def test_tables_of_one_study_that_share_a_name_are_both_in_the_report(tmp_path):
         table.save(tmp_path / "table9", stem)
     names = [part.name for part in page._experiment(tmp_path / "table9").parts]
     assert names == ["table9-tests-bert4rec", "table9-tests-gru4rec"]
+    table.save(tmp_path / "cost")
+    assert page._experiment(tmp_path / "cost").anchor == "experiment-cost"  # there is a section Cost, too
 
 
 def test_runs_that_many_settings_tell_apart_have_the_names_of_their_experiment(workplace):
@@ -427,7 +478,7 @@ def test_a_damaged_table_of_an_experiment_is_named(there, tmp_path):
 # ---- in a browser ------------------------------------------------------------------------------------------------
 
 TABLE = "document.querySelector('table#table-results')"
-EVIL_TABLE = "document.querySelector('section#evil table')"
+EVIL_TABLE = "document.querySelector('section#experiment-evil table')"
 
 
 def column(table: str, place: int) -> str:
@@ -446,7 +497,7 @@ def test_names_from_data_are_text_and_nothing_else(place, browser):
     browser.open(report_of(place) / "report.html")
     assert browser.evaluate("document.querySelectorAll('script').length") == 1
     assert browser.evaluate(f"{EVIL_TABLE}.tBodies[0].rows[0].cells[0].textContent") == EVIL
-    assert browser.evaluate("document.querySelector('section#evil h2').textContent") == EVIL
+    assert browser.evaluate("document.querySelector('section#experiment-evil h2').textContent") == EVIL
     assert "broken" not in browser.evaluate("document.title")
 
 

@@ -13,7 +13,7 @@ from conftest import QUICK
 from filelock import FileLock
 
 from recbole_edt import atomic, config, embeddings, pipeline
-from recbole_edt.errors import DataError
+from recbole_edt.errors import ConfigError, DataError
 
 
 def silent(line: str) -> None:
@@ -257,6 +257,63 @@ def test_the_best_epoch_is_found_among_those_that_were_validated(workplace):
     for rows, best in ((table, 6), (table.iloc[:5], 4), (table.iloc[:3], 2), (table.iloc[:1], None)):
         rows.to_csv(run_dir / "epochs.csv", index=False)
         assert pipeline.read_result(run_dir).best_epoch == best
+    assert pipeline.read_result(run_dir).max_epochs == 1
+    assert pipeline.read_json(run_dir / "result.json")["made_with"]["augment"]["config"]["n_clusters"] == 3
+    # With adapter_residual the weights are those of the last phase, however good the one before was.
+    phases = {"phase": ["pretrain"] * 2 + ["finetune"] * 2, "epoch": [0, 1] * 2}
+    pd.DataFrame({**phases, metric: [0.5, 0.4, 0.2, 0.3]}).to_csv(run_dir / "epochs.csv", index=False)
+    result = pipeline.read_json(run_dir / "result.json")
+    for residual, best in ((False, 1), (True, 4)):
+        pipeline.write_json(run_dir / "result.json", {**result, "settings": {"adapter_residual": residual}})
+        assert pipeline.read_result(run_dir).best_epoch == best
+    (run_dir / "config.yaml").write_text("a: [1\n", encoding="utf-8")
+    with pytest.raises(ConfigError, match="config.yaml, line 2"):
+        pipeline.read_result(run_dir)
+    (run_dir / "epochs.csv").write_text("", encoding="utf-8")
+    for read in (pipeline.read_result, pipeline.chosen_epochs):
+        with pytest.raises(DataError, match=r"epochs\.csv: no table of epochs \(No columns .*\); delete its folder to"):
+            read(run_dir)
+    pipeline.write_json(run_dir / "result.json", {**result, "settings": []})
+    with pytest.raises(DataError, match=r"result\.json: has a value of another type at settings, so it is damaged"):
+        pipeline.read_result(run_dir)
+
+
+def test_a_score_on_validation_is_read_only_for_the_settings_that_it_was_found_with(workplace):
+    augmented()
+    folder = Path("trial-0001")
+
+    def trained(epochs: int) -> int:
+        experiment = pipeline.open_experiment(settings(model="SASRec", epochs=epochs))
+        return pipeline.validate_model(experiment, "SASRec", folder)["epochs"]
+
+    assert trained(1) == 1
+    before = (folder / "valid.json").stat().st_mtime_ns
+    assert trained(1) == 1 and (folder / "valid.json").stat().st_mtime_ns == before
+    assert trained(2) == 2
+    (folder / "valid.json").unlink()
+    (folder / "last.pth").write_bytes(b"of other settings")  # a search that was stopped, and then begun anew
+    assert trained(1) == 1
+
+
+def test_models_are_compared_where_the_augmented_files_are_all_there_is(workplace):
+    augmented()
+    pipeline.profile(settings(), silent)
+    shutil.rmtree("atomic_files/tiny")
+    pipeline.compare(settings(models=["Pop"], topk=[3, 10]), silent)
+    (folder,) = Path("runs").glob("tiny-*")
+    text = (folder / "report.md").read_text(encoding="utf-8")
+    assert "The data set is not at hand: " in text and "No language model was called" in text
+    header = (folder / "metrics.csv").read_text(encoding="utf-8").splitlines()[0].split(",")
+    assert {"hit@3", "ndcg@10"} < set(header) and "hit@5" not in header
+
+
+def test_names_of_domains_are_text_in_the_report_and_nothing_else(workplace):
+    path = Path("atomic_files/tiny/tiny.item")
+    path.write_text(path.read_text(encoding="utf-8").replace("\tfood\t", "\t<img src=x>|*a*\t"), encoding="utf-8")
+    text = pipeline._data_section(settings())
+    assert "img src" in text and "<img" not in text and "x>|" not in text and "*a*" not in text.replace("\\*", "")
+    assert "It is not known whether a language model was called" in text
+    assert pipeline.llm_note(settings()) == "not known how rows and profiles were made"
 
 
 def test_two_processes_never_train_into_one_folder(workplace):

@@ -417,6 +417,18 @@ def test_curves_of_up_to_ten_runs_have_whole_legends_and_nothing_on_top_of_each_
     assert not any(one.overlaps(other) for place, one in enumerate(texts) for other in texts[:place])
 
 
+def test_curves_are_of_the_metric_that_chose_the_epochs(tmp_path, monkeypatch):
+    phases = epochs(("train", [0.7, 0.5])).rename(columns={"ndcg@10": "mrr@5"})
+    runs = [ModelResult("a", ranks([0]), phases, valid_metric="mrr@5"), ModelResult("Pop", ranks([0]))]
+    kept = []
+    monkeypatch.setattr(figures, "save", lambda figure, path: kept.append(figure))
+    plot_curves(runs, tmp_path / "curves.png")
+    (figure,) = kept
+    assert figure.axes[0].get_ylabel() == "validation mrr@5" and len(figure.axes[0].lines) == 1 == len(figure.legends)
+    assert "Validation mrr@5 and" in report.markdown_report(runs, "t", figure="curves.png")
+    assert report.curves_metric([*runs, ModelResult("b", ranks([0]), epochs(("train", [0.7])))]) == "ndcg@10"
+
+
 def test_a_name_with_a_dollar_sign_or_underscore_is_drawn(tmp_path: Path):
     runs = [ModelResult(name, ranks([0]), epochs(("a$", [1.0, 2.0]), ("$b", [1.0]))) for name in ("$x^{", "_y")]
     plot_curves(runs, tmp_path / "curves.png")
