@@ -328,10 +328,6 @@ def _run_trial(
         raise  # no fault of the values
     except (EDTError, torch.cuda.OutOfMemoryError) as error:
         note = str(error)
-    except ValueError as error:
-        if "loss is nan" not in str(error):  # RecBole's words for a training that diverged
-            raise
-        note = str(error)
     write_json(run_dir / "failed.json", {"note": " ".join(note.split())})
     return None
 
