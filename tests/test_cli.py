@@ -56,6 +56,7 @@ def test_help_names_every_stage_and_the_stages_help_says_what_it_reads_and_write
 
 def test_without_recbole_there_is_one_message_that_says_how_to_install_it(workplace):
     code = "import sys; sys.modules['recbole'] = None; from recbole_edt import cli; sys.exit(cli.run(['doctor']))"
+    code = f"import sys; sys.path.insert(0, {str(RUN_EDT.parent)!r}); {code}"  # it need not be installed
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert result.returncode == 2 and result.stdout == ""
     assert result.stderr.startswith("error: RecBole is not installed: pip install recbole==1.2.1")
