@@ -20,7 +20,7 @@ import recbole.trainer  # noqa: F401
 import torch
 from recbole.utils import init_seed
 
-from recbole_edt import augment, config, pipeline
+from recbole_edt import augment, config, pipeline, stages, training
 from recbole_edt.dataset import EDTDataset, SequenceLoader
 from recbole_edt.embeddings import EmbeddingTable
 from recbole_edt.trainer import FrozenStates
@@ -52,12 +52,12 @@ def timed(figures: Figures, name: str) -> Iterator[None]:
 def open_model(folder: str, dataset: str, model: str, keys: dict[str, Any]) -> tuple[Any, Any, Any, Any]:
     """A trainer with untrained weights, its loaders of training and test, and the experiment."""
     settings = config.load(dataset, [], {"data_path": folder, "runs_path": f"{folder}/runs", **keys})
-    experiment = pipeline.open_experiment(settings)
+    experiment = training.open_experiment(settings)
     view = config.recbole_config(settings, model, settings.augmented, experiment.folder)
     init_seed(view["seed"], view["reproducibility"])
-    train_data, _, test_data, cls = pipeline.loaders(experiment, view, model)
+    train_data, _, test_data, cls = training.loaders(experiment, view, model)
     network = cls(view, train_data._dataset).to(view["device"])
-    trainer = pipeline.make_trainer(experiment, view, network, Path(folder) / "run", train_data._dataset)
+    trainer = training.make_trainer(experiment, view, network, Path(folder) / "run", train_data._dataset)
     trainer.run_dir = None
     return trainer, train_data, test_data, experiment
 
@@ -137,7 +137,7 @@ def sasrec(folder: str, epochs: int) -> Figures:
     for epoch in range(epochs):
         with timed(found, "epoch_s"):
             trainer._train_epoch(train_data, epoch)
-    return {**found, "targets": pipeline._n_targets(train_data._dataset)}
+    return {**found, "targets": training._n_targets(train_data._dataset)}
 
 
 def stock(folder: str, batches: int, anomaly: bool) -> Figures:
@@ -199,7 +199,7 @@ def build(folder: str, dataset: str) -> Figures:
 def augmentation(folder: str, dataset: str) -> Figures:
     """Offline augmentation of a data set whose items are embedded."""
     settings = config.load(dataset, [], {"data_path": folder})
-    data, table = pipeline.read(settings), EmbeddingTable.load(pipeline.item_vectors(settings))
+    data, table = stages.read(settings), EmbeddingTable.load(stages.item_vectors(settings))
     found: Figures = {}
     with timed(found, "augment_s"):
         augment.augment(data, table, settings.augment)
@@ -216,18 +216,18 @@ def scaling(folder: str, dataset: str, max_length: int) -> Figures:
     with timed(found, "build_s"):
         data = EDTDataset(view)
         data._change_feat_format()
-    experiment = pipeline.Experiment(settings, Path(folder), data, "", {})
+    experiment = training.Experiment(settings, Path(folder), data, "", {})
     init_seed(view["seed"], view["reproducibility"])
-    train_data, _, test_data, cls = pipeline.loaders(experiment, view, "LLMEDT")
+    train_data, _, test_data, cls = training.loaders(experiment, view, "LLMEDT")
     network = cls(view, train_data._dataset).to(view["device"])
-    trainer = pipeline.make_trainer(experiment, view, network, Path(folder) / "run", train_data._dataset)
+    trainer = training.make_trainer(experiment, view, network, Path(folder) / "run", train_data._dataset)
     repeats = 3 if len(train_data) <= 200 else 1
     for epoch in range(repeats):
         with timed(found, "epoch_s"):
             trainer._train_epoch(train_data, epoch)
     with timed(found, "rank_s"):
         trainer.evaluate(test_data, load_best_model=False)
-    return {**found, "targets": pipeline._n_targets(train_data._dataset), "users": len(test_data._dataset.row)}
+    return {**found, "targets": training._n_targets(train_data._dataset), "users": len(test_data._dataset.row)}
 
 
 # ---- inference ---------------------------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ from typing import Any
 
 import pandas as pd
 
-from recbole_edt import config, pipeline, report
+from recbole_edt import config, provenance, report, stages, training
 from recbole_edt.config import GROUPS, OWN, Settings
 from recbole_edt.costs import Usage
 from recbole_edt.errors import ConfigError, TooFewItems
@@ -117,20 +117,20 @@ def check(settings: Settings) -> None:
         raise ConfigError("\n".join(dict.fromkeys(faults)))
 
 
-def ablate(settings: Settings, say: pipeline.Say) -> None:
+def ablate(settings: Settings, say: stages.Say) -> None:
     """Train every variant with every seed; print and write means, deviations and paired tests."""
     # It alone says which profiles are written, whatever other models are named.
     settings = config.with_keys(settings, {"model": settings.model, "models": [settings.model]}, "the stage ablate")
     check(settings)
     opened = partial(LiveWriter, spent=Usage())  # one account for all variants
-    pipeline.prepare(settings, say, goes_on=True)
-    pipeline.embed(settings, say, opened)
+    stages.prepare(settings, say, goes_on=True)
+    stages.embed(settings, say, opened)
     variants = variants_of(settings)
     found: dict[str, dict[str, list[report.ModelResult]]] = {}
     rows = []
     for name, keys in variants.items():
         for seed, experiment, result in _trained(settings, name, keys, say, opened):
-            run = pipeline.run_directory(experiment, settings.model)
+            run = training.run_directory(experiment, settings.model)
             for candidates, ranks in ranked(experiment, settings.model, result).items():
                 named = replace(result, name=name, ranks=ranks)
                 found.setdefault(candidates, {}).setdefault(name, []).append(named)
@@ -149,7 +149,7 @@ def ablate(settings: Settings, say: pipeline.Say) -> None:
     text = report.variants_report(
         tables.values(),
         f"Variants of {_title(settings)}",
-        pipeline.about(settings, [settings.model]),
+        provenance.about(settings, [settings.model]),
         [*(f"{name}: {_changes(keys)}" for name, keys in variants.items()), *filter(None, [note])],
         _settings_lines(settings),
         library_versions(),
@@ -164,35 +164,35 @@ def ablate(settings: Settings, say: pipeline.Say) -> None:
 
 
 def _trained(
-    settings: Settings, name: str, keys: Mapping[str, Any], say: pipeline.Say, opened: pipeline.Opener
-) -> Iterator[tuple[int, pipeline.Experiment, report.ModelResult]]:
+    settings: Settings, name: str, keys: Mapping[str, Any], say: stages.Say, opened: stages.Opener
+) -> Iterator[tuple[int, training.Experiment, report.ModelResult]]:
     """Each seed with its experiment and finished run; the data are made, and loaded, once."""
     dataset = None
     for seed in settings.seeds:
         own = settings_of(settings, name, keys, seed)
         if dataset is None:
-            for stage in (pipeline.augment_data, pipeline.profile):
+            for stage in (stages.augment_data, stages.profile):
                 stage(own, lambda line: say(f"{name}: {line}"), opened)
-            dataset = pipeline.open_experiment(own).dataset
-        experiment = replace(pipeline.experiment_on(dataset, own), share_pretraining=True)
-        result = pipeline.train_model(experiment, settings.model)
+            dataset = training.open_experiment(own).dataset
+        experiment = replace(training.experiment_on(dataset, own), share_pretraining=True)
+        result = training.train_model(experiment, settings.model)
         metrics = domain_metrics(result.ranks, (10,))
         say(f"{name}, seed {seed}: ndcg@10 {metrics['ndcg@10'].iloc[-1]:.4f}, ended by {result.status}")
         yield seed, experiment, result
 
 
 def ranked(
-    experiment: pipeline.Experiment, model: str, result: report.ModelResult
+    experiment: training.Experiment, model: str, result: report.ModelResult
 ) -> dict[str, pd.DataFrame]:
     """Rank tables of a run by candidates: its own, and the paper's sampled ones where there are enough items."""
     own = {experiment.settings.candidates: result.ranks}
     if SAMPLED in own:
         return own
     try:
-        pipeline.under(experiment, SAMPLED)
+        training.under(experiment, SAMPLED)
     except TooFewItems:
         return own
-    return {**own, SAMPLED: pipeline.ranks_under(experiment, model, SAMPLED)}
+    return {**own, SAMPLED: training.ranks_under(experiment, model, SAMPLED)}
 
 
 def alike(runs: Mapping[str, Sequence[report.ModelResult]]) -> list[str]:

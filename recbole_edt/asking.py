@@ -19,7 +19,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from recbole_edt import augment, batch, embeddings, inspection, pipeline, profiles, split
+from recbole_edt import augment, batch, costs, embeddings, inspection, profiles, split, stages
 from recbole_edt.answers import AnswerStore
 from recbole_edt.atomic import TwoDomainData, read_table
 from recbole_edt.config import Settings
@@ -50,17 +50,17 @@ def dry_run(settings: Settings, stage: str | None, say: Say) -> None:
     longest answers that fit; the truth lies between. Where answers are stored, their mean length counts. Re-asks after
     unusable answers come on top.
     """
-    stages = [stage] if stage else list(STEPS)
+    asked = [stage] if stage else list(STEPS)
     if settings.prepare.source is not None and not (settings.folder / f"{settings.dataset}.inter").is_file():
         # It asks nobody, and nothing could be counted without it.
-        pipeline.prepare(settings, say, goes_on=stage != "embed")
-    least, most = (rehearse(settings, stages[-1], longest) for longest in (False, True))
-    n_users = len(pipeline.read(settings).users)
+        stages.prepare(settings, say, goes_on=stage != "embed")
+    least, most = (rehearse(settings, asked[-1], longest) for longest in (False, True))
+    n_users = len(stages.read(settings).users)
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for heading in ("step", "calls", "stored", "prompt tokens", "answer tokens", "USD", "USD per user"):
         table.add_column(heading, justify="left" if heading == "step" else "right", no_wrap=True)
     total = [Estimate(), Estimate()]
-    for step in (step for name in stages for step in STEPS[name]):
+    for step in (step for name in asked for step in STEPS[name]):
         of_step = [_named(steps, step) for steps in (least, most)]
         if of_step[1].calls + of_step[1].stored:
             table.add_row(step, *_cells(of_step, n_users))
@@ -71,25 +71,25 @@ def dry_run(settings: Settings, stage: str | None, say: Say) -> None:
     table.add_section()
     table.add_row("total", *_cells(total, n_users))
     say(_printed(table))
-    if _named(most, STEPS["embed"][0]).calls and stages[-1] != "embed":
+    if _named(most, STEPS["embed"][0]).calls and asked[-1] != "embed":
         say("estimated with the offline embedder, until the vectors of the items are there")
     if total[1].calls:
         cost = "" if total[1].limit_usd is None else f", {dollars(total[1].limit_usd)}"
         say(f"a model that thinks before it answers may take up to {total[1].limit_tokens:,} answer tokens{cost}")
-    paper = ", ".join(f"{dollars(usd)} ({name})" for name, usd in pipeline.PAPER_USD.items())
+    paper = ", ".join(f"{dollars(usd)} ({name})" for name, usd in costs.PAPER_USD.items())
     say(f"nothing was sent; {n_users:,} users; the paper paid per user {paper}")
 
 
 def rehearse(settings: Settings, last: str, longest: bool) -> dict[str, Estimate]:
     """What the stages up to ``last`` would send, by step; ``longest`` as in `Rehearsal`."""
     with Rehearsal(settings, longest) as writer:
-        data = pipeline.read(settings)
+        data = stages.read(settings)
         table = _item_table(settings, data, writer)
         if last == "embed":
             return writer.steps
-        data, writer.texts = pipeline.with_text(settings, table), "written items"
+        data, writer.texts = stages.with_text(settings, table), "written items"
         done = augment.augment(data, table, _extreme(settings, data, table, writer), writer)
-        table = pipeline.add_vectors(done.data, table, writer)
+        table = stages.add_vectors(done.data, table, writer)
         if last == "augment":
             return writer.steps
         writer.texts = "profiles"
@@ -102,7 +102,7 @@ def rehearse(settings: Settings, last: str, longest: bool) -> dict[str, Estimate
 def _item_table(settings: Settings, data: TwoDomainData, writer: Rehearsal) -> embeddings.EmbeddingTable:
     """The items' vectors as the stage embed would make them, without a file."""
     if settings.embed.vectors:
-        return embeddings.EmbeddingTable.load(pipeline.item_vectors(settings))  # embed asks nobody for these
+        return embeddings.EmbeddingTable.load(stages.item_vectors(settings))  # embed asks nobody for these
     rows, distinct = pd.factorize(np.asarray(embeddings.item_text(data.item_fields), dtype=object))
     return embeddings.EmbeddingTable(data.items, rows.astype(np.int32), writer.embed(list(distinct)), {})
 
@@ -151,9 +151,9 @@ def _printed(table: Table) -> str:
 
 def batch_export(settings: Settings, say: Say, file: str) -> None:
     """Go through the stages as far as the stored answers reach, and write what the next one lacks to a batch file."""
-    pipeline.prepare(settings, say, goes_on=True)
+    stages.prepare(settings, say, goes_on=True)
     try:
-        for stage in (pipeline.embed, pipeline.augment_data, pipeline.profile):
+        for stage in (stages.embed, stages.augment_data, stages.profile):
             stage(settings, say, Collector)
     except Waiting as waiting:
         with AnswerStore(cache_path(settings)) as store:
@@ -225,12 +225,12 @@ def _days(text: str) -> float:
 
 def inspect(settings: Settings, say: Say, user: str) -> None:
     """Show what was done to one user's data, in the terminal and as a page."""
-    table = embeddings.EmbeddingTable.load(pipeline.item_vectors(settings))
-    data, augmented = pipeline.with_text(settings, table), pipeline.read_augmented(settings)
-    pipeline.check_made_with(settings, data, augmented)  # else the cache would be searched for other questions
+    table = embeddings.EmbeddingTable.load(stages.item_vectors(settings))
+    data, augmented = stages.with_text(settings, table), stages.read_augmented(settings)
+    stages.check_made_with(settings, data, augmented)  # else the cache would be searched for other questions
     exchanges = _exchanges(settings, data, augmented, table, user)
-    folder = pipeline.augmented_folder(settings)
-    trace = augment.read_trace(folder / pipeline.AUGMENT_TRACE, user)
+    folder = stages.augmented_folder(settings)
+    trace = augment.read_trace(folder / stages.AUGMENT_TRACE, user)
     profile = _profile(folder / f"{settings.augmented}.{infix(settings.profile.pipeline)}user", user)
     view = inspection.view(data, augmented, table, settings.augment, trace, exchanges, profile, user)
     inspection.print_view(view)
@@ -253,7 +253,7 @@ def _exchanges(
             writer.ask(augment.generation_requests(one, table, settings.augment, writer).requests, "inspect")
         if settings.profile.generator == "llm":
             one = inspection.rows_of(split.training_rows(augmented), user)
-            whole = embeddings.EmbeddingTable.load(pipeline.augmented_vectors(settings))
+            whole = embeddings.EmbeddingTable.load(stages.augmented_vectors(settings))
             for kind in settings.profile_kinds:
                 profiles.profile_users(one, whole, kind, writer)
     return [

@@ -19,7 +19,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from recbole_edt import augment, pipeline, report
+from recbole_edt import augment, report, stages, training
 from recbole_edt.atomic import TwoDomainData, keep_rows, offsets_of
 from recbole_edt.candidates import CandidateTable
 from recbole_edt.config import Settings
@@ -65,12 +65,12 @@ def check(settings: Settings) -> None:
         raise ConfigError(f"model: the audit is of LLMEDT's protocol alone, not of {settings.model}")
 
 
-def audit(settings: Settings, say: pipeline.Say) -> None:
+def audit(settings: Settings, say: stages.Say) -> None:
     """Rank the finished run of LLM-EDT under every protocol; print the table and write it beside the run."""
     check(settings)
-    experiment = pipeline.open_experiment(settings)
-    run_dir = pipeline.finished_run(experiment, settings.model)
-    model, trainer, test_data = pipeline.open_run(experiment, settings.model, run_dir)
+    experiment = training.open_experiment(settings)
+    run_dir = training.finished_run(experiment, settings.model)
+    model, trainer, test_data = training.open_run(experiment, settings.model, run_dir)
     leaky, inserted = split_after_augmenting(test_data._dataset, experiment)
     rows, honest = [], pd.DataFrame()
     for protocol in PROTOCOLS:
@@ -80,7 +80,7 @@ def audit(settings: Settings, say: pipeline.Say) -> None:
         except TooFewItems as error:
             say(f"note: {protocol.name} is left out: {error}")
             continue
-        model.full_sort_predict = _scorer(model, protocol, pipeline.seed_of(settings))
+        model.full_sort_predict = _scorer(model, protocol, training.seed_of(settings))
         trainer.evaluate(eval_loader(trainer.config, part), load_best_model=False)
         ranks = trainer.evaluator.ranks
         new = inserted[ranks["user"].to_numpy()] if protocol.split_after else np.zeros(len(ranks), bool)
@@ -99,7 +99,7 @@ def audit(settings: Settings, say: pipeline.Say) -> None:
 
 def made_with(settings: Settings) -> str:
     """Hash of the settings of the augmented rows, which stands in ``audit.csv``."""
-    return sha256_of(asdict(pipeline.augmented_with(settings)))[:8]
+    return sha256_of(asdict(stages.augmented_with(settings)))[:8]
 
 
 def is_current(run_dir: Path, settings: Settings) -> bool:
@@ -131,7 +131,7 @@ def notes(table: pd.DataFrame) -> list[str]:
 # ---- the split after augmentation --------------------------------------------------------------------------------
 
 
-def split_after_augmenting(part: EDTDataset, experiment: pipeline.Experiment) -> tuple[EDTDataset, np.ndarray]:
+def split_after_augmenting(part: EDTDataset, experiment: training.Experiment) -> tuple[EDTDataset, np.ndarray]:
     """Test targets as if augmentation came before the split: it has read all rows, and inserted ones count as raw.
 
     It augments as the run's own rows were, whatever options are given now. Items come from the offline generator
@@ -140,8 +140,8 @@ def split_after_augmenting(part: EDTDataset, experiment: pipeline.Experiment) ->
     Returns: the part, and by user id whether the user's target is an inserted row.
     """
     settings = experiment.settings
-    table = EmbeddingTable.load(pipeline.augmented_vectors(settings))
-    data = augmented_with_held_out_rows(part.source, table, pipeline.augmented_with(settings))
+    table = EmbeddingTable.load(stages.augmented_vectors(settings))
+    data = augmented_with_held_out_rows(part.source, table, stages.augmented_with(settings))
     user = torch.from_numpy(part.token2id(part.uid_field, data.users[data.user]))
     item = torch.from_numpy(part.token2id(part.iid_field, data.items[data.item]))
     nothing = torch.zeros(len(item), dtype=torch.bool)
@@ -209,7 +209,7 @@ def _scorer(model: LLMEDT, protocol: Protocol, seed: int) -> Callable[[Any], Ten
 
 
 def _collector(part: EDTDataset, settings: Settings, protocol: Protocol) -> RankCollector:
-    table = negatives(part, pipeline.seed_of(settings)) if protocol.sampled else None
+    table = negatives(part, training.seed_of(settings)) if protocol.sampled else None
     real = ~part.virtual & (part.item_domain > 0)
     mode = "sampled" if protocol.sampled else "domain"
     return RankCollector(part.item_domain, real, mode, table, part.domain_names, part.uid_field, "LLMEDT")

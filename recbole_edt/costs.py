@@ -144,3 +144,23 @@ def _tokenizer() -> Any:
     from recbole_edt.embeddings import wordllama_tokenizer
 
     return wordllama_tokenizer()
+
+
+WORDS = {"chat": "answers", "vectors": "vectors"}
+"""What each kind of client gives."""
+
+PAPER_USD = {"embed": 0.00009, "augment": 0.000194, "profile": 0.000477}
+"""What the paper paid per user for vectors of items, for generation and for profiles."""
+
+
+def usage_line(used: Mapping[str, Any], n_users: int, paper: float | None) -> str:
+    tokens = f"{used['calls']:,}, {used['prompt_tokens']:,} tokens in, {used['completion_tokens']:,} out"
+    if used["cost_usd"] is None:
+        return f"{tokens}; price not known (see llm.prices)"
+    per_user = f"{dollars(used['cost_usd'])}, {dollars(used['cost_usd'] / n_users)} per user"
+    return f"{tokens}; {per_user}" + (f" (paper: {dollars(paper)})" if paper else "")
+
+
+def paper_usd(stage: str, kind: str) -> float | None:
+    """The paper counts the vectors of items alone, and answers of generation and of profiles."""
+    return PAPER_USD.get(stage) if (stage == "embed") == (kind == "vectors") else None

@@ -10,7 +10,7 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
-from recbole_edt import atomic, compat, embeddings, pipeline, raw, split
+from recbole_edt import atomic, compat, embeddings, raw, split, stages
 from recbole_edt.config import Settings
 from recbole_edt.endpoint import OPENAI, shown
 from recbole_edt.errors import EDTError
@@ -92,7 +92,7 @@ def _data(settings: Settings, say: Say) -> str | None:
         found = raw.card(data)
         for line in (f"data {settings.dataset}: {raw.listed(found)}", *raw.oddities(found, data.domains)):
             say(line)
-        pipeline.check_clusters(settings, data)
+        stages.check_clusters(settings, data)
     except EDTError as error:
         return str(error)
     n_rows = np.diff(data.offsets)

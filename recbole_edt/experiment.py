@@ -19,7 +19,24 @@ import numpy as np
 import pandas as pd
 import torch
 
-from recbole_edt import ablation, atomic, audit, card, config, embeddings, figures, paper, pipeline, plots, report
+from recbole_edt import (
+    ablation,
+    atomic,
+    audit,
+    card,
+    config,
+    costs,
+    embeddings,
+    figures,
+    paper,
+    pipeline,
+    plots,
+    provenance,
+    raw,
+    report,
+    stages,
+    training,
+)
 from recbole_edt.config import Settings
 from recbole_edt.errors import ConfigError, EDTError
 from recbole_edt.evaluation import GROUP_LABELS, OVERALL, domain_metrics, domains_of, group_metrics
@@ -85,7 +102,7 @@ class Bench:
         rows: one dictionary per run, candidates and domain that were asked for, for ``runs.csv``.
     """
 
-    def __init__(self, settings: Settings, models: Sequence[str], say: pipeline.Say) -> None:
+    def __init__(self, settings: Settings, models: Sequence[str], say: stages.Say) -> None:
         self.say = say
         self.settings = config.with_keys(settings, {"models": list(dict.fromkeys(models))}, "the studies")
         self.laboratory = pipeline.Laboratory(self.settings, say)
@@ -107,10 +124,10 @@ class Bench:
         notes: dict[str, list[str]] = {}
         for row in rows:
             own = self.own(row, self.settings.seeds[0])
-            notes.setdefault(pipeline.llm_note(own), []).append(row.name)
+            notes.setdefault(provenance.llm_note(own), []).append(row.name)
         if len(notes) > 1:
             return "; ".join(f"{', '.join(names)}: {note}" for note, names in notes.items())
-        return next(iter(notes), pipeline.llm_note(self.settings))
+        return next(iter(notes), provenance.llm_note(self.settings))
 
     def asked(self, rows: Sequence[Row] = ()) -> bool:
         """Whether a language model wrote items or profiles of any row."""
@@ -127,7 +144,7 @@ class Bench:
     def _key(row: Row, seed: int) -> str:
         return json.dumps([row.model, dict(row.keys), seed], sort_keys=True)
 
-    def experiment(self, row: Row, seed: int) -> pipeline.Experiment:
+    def experiment(self, row: Row, seed: int) -> training.Experiment:
         """The experiment of a row and seed, its data made."""
         return self.laboratory.experiment(self.own(row, seed), row.name)
 
@@ -157,12 +174,12 @@ class Bench:
         key = self._key(row, seed)
         if key not in self._done:
             experiment = self.experiment(row, seed)
-            result = pipeline.train_model(experiment, row.model)
+            result = training.train_model(experiment, row.model)
             score = domain_metrics(result.ranks, (10,))["ndcg@10"].iloc[-1]
             self.say(f"{place}: {row.name}, seed {seed}: ndcg@10 {score:.4f}, ended by {result.status}")
             ranked = ablation.ranked(experiment, row.model, result)
             results = {candidates: replace(result, ranks=ranks) for candidates, ranks in ranked.items()}
-            self._done[key] = pipeline.run_directory(experiment, row.model), results
+            self._done[key] = training.run_directory(experiment, row.model), results
         return self._done[key]
 
     def note(self, candidates: str, rows: Sequence[Row]) -> str:
@@ -537,7 +554,7 @@ def figure6(bench: Bench, rows: Sequence[Row]) -> Outcome:
     for row in rows:
         experiment = bench.experiment(row, seed)
         speed = speed_of(experiment, row.model)
-        run = read_json(pipeline.run_directory(experiment, row.model) / "result.json")
+        run = read_json(training.run_directory(experiment, row.model) / "result.json")
         found.append({"model": row.name, "parameters": run["parameters"], "train_seconds": run["seconds"], **speed})
     drawn = pd.DataFrame(found)
     columns = [Column("model"), Column("parameters"), Column("time to rank (ms per user)", decimals=3, best="min")]
@@ -553,15 +570,15 @@ def figure6(bench: Bench, rows: Sequence[Row]) -> Outcome:
     return Outcome({"table": table}, plots.costs(drawn), drawn)
 
 
-def speed_of(experiment: pipeline.Experiment, name: str) -> dict[str, Any]:
+def speed_of(experiment: training.Experiment, name: str) -> dict[str, Any]:
     """How long a finished run takes to rank the test targets; measured once per device, and kept beside it."""
-    run_dir = pipeline.run_directory(experiment, name)
+    run_dir = training.run_directory(experiment, name)
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {torch.get_num_threads()} threads"
     path = run_dir / "speed.json"
     known = read_json(path) if path.is_file() else {}
     known = known if isinstance(known, dict) else {}  # what is damaged is measured anew
     if device not in known:
-        _, trainer, test_data = pipeline.open_run(experiment, name, run_dir)
+        _, trainer, test_data = training.open_run(experiment, name, run_dir)
         seconds = []
         for _ in range(N_TIMED):
             start = time.perf_counter()
@@ -579,7 +596,7 @@ def audited(bench: Bench, rows: Sequence[Row]) -> Outcome:
     tables = {}
     for seed in bench.settings.seeds:
         experiment = bench.experiment(rows[0], seed)
-        run_dir = pipeline.run_directory(experiment, "LLMEDT")
+        run_dir = training.run_directory(experiment, "LLMEDT")
         if not audit.is_current(run_dir, experiment.settings):
             audit.audit(experiment.settings, bench.say)
         tables[seed] = audit.read(run_dir)
@@ -619,18 +636,18 @@ def _counts(bench: Bench, row: Row) -> dict[str, Any]:
     """What augmentation counted for a row's data."""
     own = bench.own(row, bench.settings.seeds[0])
     bench.laboratory.make(own, row.name)
-    return read_json(pipeline.augmented_folder(own) / "augment.json")["counts"]
+    return read_json(stages.augmented_folder(own) / "augment.json")["counts"]
 
 
 def before_augmentation(bench: Bench) -> atomic.TwoDomainData:
     """The raw data set that was augmented: without the items that ``embed.missing_text`` drops."""
-    table = embeddings.EmbeddingTable.load(pipeline.item_vectors(bench.settings))
-    return pipeline.with_text(bench.settings, table)
+    table = embeddings.EmbeddingTable.load(stages.item_vectors(bench.settings))
+    return stages.with_text(bench.settings, table)
 
 
 def table1(bench: Bench, rows: Sequence[Row]) -> Outcome:
     """Users, items and mean length, before and after augmentation."""
-    before, after = before_augmentation(bench), pipeline.read_augmented(bench.settings)
+    before, after = before_augmentation(bench), stages.read_augmented(bench.settings)
     columns = [Column("domain")]
     columns += [Column(name, when) for when in ("before", "after") for name in ("users", "items")]
     counts = zip(_domain_counts(before), _domain_counts(after), strict=True)
@@ -640,11 +657,12 @@ def table1(bench: Bench, rows: Sequence[Row]) -> Outcome:
     columns += [Column(name, f"paper: {when}") for when in ("before", "after") for name in ("users", "items")]
     found = [(*ours, *printed) for ours, printed in zip(found, theirs, strict=True)]
     lengths = paper.mean_lengths(before.domains)
-    counted = pipeline.raw.listed(pipeline.raw.card(before))
+    counted = raw.listed(raw.card(before))
     note = (
         "Users with an interaction in the domain, and its items; after augmentation with inserted rows and items that "
         f"were written. Mean length of a history {_length(before):.2f} before, {_length(after):.2f} after (paper: "
-        f"{lengths['before']:.2f} and {lengths['after']:.2f}). Before: {counted}. {pipeline.llm_note(bench.settings)}. "
+        f"{lengths['before']:.2f} and {lengths['after']:.2f}). Before: {counted}. "
+        f"{provenance.llm_note(bench.settings)}. "
         f"Paper: Table 1, {' - '.join(numbers.domains)}. "
         + paper.difference(bench.settings, numbers, "sampled-100", bench.asked())
     )
@@ -668,7 +686,7 @@ def table6(bench: Bench, rows: Sequence[Row]) -> Outcome:
     vectors = {row.name: _profiles(bench, row, seed) for row in (raw, *rows)}
     found = []
     for row in rows:
-        data = pipeline.read_augmented(bench.own(row, seed))
+        data = stages.read_augmented(bench.own(row, seed))
         similar = pd.Series(cosines(vectors[raw.name], vectors[row.name], data.users), index=data.users).dropna()
         touched = data.users[np.unique(data.user[data.generated])]
         of_touched = similar[similar.index.isin(touched)]
@@ -677,7 +695,7 @@ def table6(bench: Bench, rows: Sequence[Row]) -> Outcome:
     columns += [Column("users", "users with inserted rows"), Column("similarity", "users with inserted rows", 4)]
     note = (
         "Mean cosine between the vectors of a user's profile written from raw training rows and from augmented ones. "
-        f"{pipeline.llm_note(bench.settings)}."
+        f"{provenance.llm_note(bench.settings)}."
     )
     table = ResultTable("table6", bench.titled("Profiles before and after injection"), columns, found, note)
     numbers = paper.printed("table6", bench.domains)
@@ -694,7 +712,7 @@ def _profiles(bench: Bench, row: Row, seed: int) -> embeddings.EmbeddingTable:
     own = bench.own(row, seed)
     bench.laboratory.make(own, row.name)
     name = f"{own.augmented}.{infix(own.profile.pipeline)}uservec.safetensors"
-    return embeddings.EmbeddingTable.load(pipeline.augmented_folder(own) / name)
+    return embeddings.EmbeddingTable.load(stages.augmented_folder(own) / name)
 
 
 def cosines(first: embeddings.EmbeddingTable, second: embeddings.EmbeddingTable, users: np.ndarray) -> np.ndarray:
@@ -706,13 +724,13 @@ def cosines(first: embeddings.EmbeddingTable, second: embeddings.EmbeddingTable,
 
 def figure1(bench: Bench, rows: Sequence[Row]) -> Outcome:
     """How many users have which domain ratio, before and after augmentation."""
-    data = before_augmentation(bench), pipeline.read_augmented(bench.settings)
+    data = before_augmentation(bench), stages.read_augmented(bench.settings)
     before, after = map(card.ratio_histogram, data)
     counts = {"before": before["users_by_tenth"], "after": after["users_by_tenth"]}
     drawn = pd.DataFrame({"domain ratio": [f"{name}%" for name in card.bin_names()], **counts})
     note = (
         "Users by r = |nA - nB| / (nA + nB) over training rows; 100% is one domain alone. Mean r "
-        f"{before['mean']:.3f} before, {after['mean']:.3f} after. {pipeline.llm_note(bench.settings)}. The "
+        f"{before['mean']:.3f} before, {after['mean']:.3f} after. {provenance.llm_note(bench.settings)}. The "
         "paper's figure 1 (Cloth - Sport) prints no numbers; most of its users are at 90-100%."
     )
     columns = [Column("domain ratio"), Column("before", "users"), Column("after", "users")]
@@ -724,8 +742,8 @@ def figure1(bench: Bench, rows: Sequence[Row]) -> Outcome:
 def figure3(bench: Bench, rows: Sequence[Row]) -> Outcome:
     """Maps of items before and after augmentation, with numbers for how far the domains lie apart."""
     seed = bench.settings.seeds[0]
-    data = pipeline.read_augmented(bench.settings)
-    table = embeddings.EmbeddingTable.load(pipeline.augmented_vectors(bench.settings))
+    data = stages.read_augmented(bench.settings)
+    table = embeddings.EmbeddingTable.load(stages.augmented_vectors(bench.settings))
     bench.runs(rows)
     spaces = [("text, before", data, table.lookup(data.items[~data.virtual]), ~data.virtual)]
     spaces.append(("text, after", data, table.lookup(data.items), np.ones(len(data.items), bool)))
@@ -749,7 +767,7 @@ def figure3(bench: Bench, rows: Sequence[Row]) -> Outcome:
         "Silhouette coefficient of the domains by cosine distance, 1 far apart, 0 mixed; and the mean cosine of an "
         f"item to the nearest of the other domain; both in the full space and not on the map, of at most "
         f"{2 * N_MAPPED:,} items. Learnt: item vectors of a trained LLM-EDT, seed {seed}. "
-        f"{pipeline.llm_note(bench.settings)}. The paper's figure 3 shows text vectors and prints no numbers."
+        f"{provenance.llm_note(bench.settings)}. The paper's figure 3 shows text vectors and prints no numbers."
     )
     if not data.virtual.any():
         note += " No item was written, so the text before and after is of the same items."
@@ -758,10 +776,10 @@ def figure3(bench: Bench, rows: Sequence[Row]) -> Outcome:
     return Outcome({"table": result}, plots.maps(shown, [row[0] for row in found]), shown)
 
 
-def learnt_items(experiment: pipeline.Experiment) -> tuple[atomic.TwoDomainData, np.ndarray]:
+def learnt_items(experiment: training.Experiment) -> tuple[atomic.TwoDomainData, np.ndarray]:
     """The catalogue of a finished run of LLM-EDT, and its learnt item vectors in the catalogue's order."""
-    run_dir = pipeline.finished_run(experiment, "LLMEDT")
-    model, _, test_data = pipeline.open_run(experiment, "LLMEDT", run_dir)
+    run_dir = training.finished_run(experiment, "LLMEDT")
+    model, _, test_data = training.open_run(experiment, "LLMEDT", run_dir)
     part = test_data._dataset
     ids = part.token2id(part.iid_field, part.source.items)
     with torch.no_grad():
@@ -817,23 +835,23 @@ def tsne(vectors: np.ndarray, seed: int) -> np.ndarray:
 
 def cost(bench: Bench, rows: Sequence[Row]) -> Outcome:
     """What was asked of models, and paid, per user."""
-    n_users = len(pipeline.read(bench.settings).users)
+    n_users = len(stages.read(bench.settings).users)
     found = []
-    for stage, paid in pipeline.PAPER_USD.items():
-        used = pipeline.stage_counts(bench.settings)[stage].get("used", {})
+    for stage, paid in costs.PAPER_USD.items():
+        used = provenance.stage_counts(bench.settings)[stage].get("used", {})
         for kind, one in used.items():
             usd = one["cost_usd"]
             per_user = None if usd is None else usd / n_users
-            printed = pipeline.paper_usd(stage, kind)
+            printed = costs.paper_usd(stage, kind)
             tokens = one["prompt_tokens"], one["completion_tokens"]
-            found.append((stage, pipeline.WORDS[kind], one["calls"], *tokens, usd, per_user, printed))
+            found.append((stage, costs.WORDS[kind], one["calls"], *tokens, usd, per_user, printed))
         if not used:
             found.append((stage, "offline", 0, 0, 0, 0.0, 0.0, paid))
     columns = [Column("stage"), Column("asked for"), Column("calls"), Column("tokens in"), Column("tokens out")]
     columns += [Column("cost (US dollars)", decimals=4), Column("per user (US dollars)", decimals=6)]
     columns += [Column("paper: per user (US dollars)", decimals=6)]
     note = (
-        f"{n_users:,} users. What an answer cost counts whenever it was paid. {pipeline.llm_note(bench.settings)}. "
+        f"{n_users:,} users. What an answer cost counts whenever it was paid. {provenance.llm_note(bench.settings)}. "
         "Paper: section 4.9, with DeepSeek's prices of its time; not comparable where prompts, texts or prices differ."
     )
     return Outcome({"table": ResultTable("cost", bench.titled("API cost"), columns, found, note)})
@@ -871,7 +889,7 @@ STUDIES: dict[str, Study] = {
 ALL = "all"
 
 
-def experiment(settings: Settings, say: pipeline.Say, name: str) -> None:
+def experiment(settings: Settings, say: stages.Say, name: str) -> None:
     """Run one study, or ``all`` that the settings allow; print its tables and write them.
 
     Raises: ConfigError for keys that a row does not take, of all rows at once, before any work.
@@ -890,7 +908,7 @@ def experiment(settings: Settings, say: pipeline.Say, name: str) -> None:
         say(f"{study}: {folder}")
 
 
-def chosen_rows(settings: Settings, name: str, say: pipeline.Say) -> dict[str, list[Row]]:
+def chosen_rows(settings: Settings, name: str, say: stages.Say) -> dict[str, list[Row]]:
     """Rows by study; of ``all`` those that lack a setting are left out, and said."""
     rows = {}
     for study in STUDIES if name == ALL else (name,):
@@ -933,7 +951,7 @@ def fitting(bench: Bench, rows: Mapping[str, Sequence[Row]]) -> dict[str, list[R
 
 def _too_many_clusters(bench: Bench, row: Row) -> str:
     try:
-        pipeline.check_clusters(bench.own(row, bench.settings.seeds[0]), bench.laboratory.base.dataset.source)
+        stages.check_clusters(bench.own(row, bench.settings.seeds[0]), bench.laboratory.base.dataset.source)
     except ConfigError as error:
         return str(error)
     return ""

@@ -20,7 +20,7 @@ import numpy as np
 import pandas as pd
 import yaml
 
-from recbole_edt import config, figures, pipeline, report
+from recbole_edt import config, figures, pipeline, provenance, report, stages, training
 from recbole_edt.config import GROUPS, Settings
 from recbole_edt.errors import DataError
 from recbole_edt.evaluation import OVERALL, domains_of, per_user
@@ -83,7 +83,7 @@ class Section:
         return _slug(self.name or self.title)
 
 
-def make(settings: Settings, say: pipeline.Say, runs: str = "", output: str = "") -> None:
+def make(settings: Settings, say: stages.Say, runs: str = "", output: str = "") -> None:
     """Write the report of a data set's run directory, or of the named ones.
 
     Args:
@@ -96,13 +96,13 @@ def make(settings: Settings, say: pipeline.Say, runs: str = "", output: str = ""
         folders, own = [Path(one.strip()) for one in runs.split(",")], Path()
         place = Path(output or settings.runs_path / "report")
     else:
-        experiment = pipeline.open_experiment(settings)
+        experiment = training.open_experiment(settings)
         if not any(experiment.folder.glob("*/result.json")):
             raise DataError(
                 f"{experiment.folder}: no finished run: run `python run_edt.py compare --dataset={settings.dataset}` "
                 "(or train) first; with other candidates or another seed, give their options again"
             )
-        folders, own = [experiment.folder], pipeline.run_directory(experiment, settings.model)
+        folders, own = [experiment.folder], training.run_directory(experiment, settings.model)
         place = Path(output or experiment.folder / "report")
     experiments = [] if runs else experiment_folders(settings)
     found = read_runs(folders, settings.models, names_of(experiments))
@@ -183,7 +183,7 @@ def read_runs(
 
 
 def _read_run(folder: Path) -> Run:
-    shown, values = pipeline.read_result(folder), pipeline.values_of(folder)
+    shown, values = training.read_result(folder), training.values_of(folder)
     own = {key: value for key, value in values.items() if key not in _RECBOLES_OWN}
     return Run(folder, read_json(folder / "result.json"), own, shown)
 
@@ -334,7 +334,7 @@ def contents(
         Section("Significance", _tests(chosen, against, len(groups))),
         Section("Training", [tables["models"], drawn[1]]),
         *map(_experiment, experiments),
-        Section("Data", list(pipeline.data_parts(settings))),
+        Section("Data", list(provenance.data_parts(settings))),
         Section("Cost", list(_cost(runs, settings))),
         Section("Settings", list(_settings_parts(runs))),
         Section("How to reproduce", list(_reproduce(runs, settings))),
@@ -449,16 +449,16 @@ def _made_from(run: Run, settings: Settings) -> Mapping[str, Any]:
 def _noted(run: Run, key: str, settings: Settings) -> Mapping[str, Any]:
     """What a run noted of the stages before it, in their order, which its file has not kept."""
     if key not in run.result:
-        return pipeline.made_with(settings)
-    stages = sorted(run.result[key], key=lambda name: list(pipeline.STAGES).index(name.partition(" ")[0]))
-    return {stage: run.result[key][stage] for stage in stages}
+        return provenance.made_with(settings)
+    known = sorted(run.result[key], key=lambda name: list(pipeline.STAGES).index(name.partition(" ")[0]))
+    return {stage: run.result[key][stage] for stage in known}
 
 
 def _written(runs: Sequence[Run], settings: Settings) -> str:
     """What a language model wrote; by run where that differs."""
     notes: dict[str, list[str]] = {}
     for run in runs:
-        notes.setdefault(pipeline.llm_note(settings, _made_with(run, settings)), []).append(run.name)
+        notes.setdefault(provenance.llm_note(settings, _made_with(run, settings)), []).append(run.name)
     if len(notes) == 1:
         return next(iter(notes))
     return "; ".join(f"{', '.join(names)}: {note}" for note, names in notes.items())
@@ -473,7 +473,7 @@ def _cost(runs: Sequence[Run], settings: Settings) -> Iterator[ResultTable | str
         several.setdefault(counts, (made, []))[1].append(run.name)
     for number, (made, names) in enumerate(several.values(), 1):
         of = f" of {', '.join(names)}" if len(several) > 1 else ""
-        for part in pipeline.cost_parts(settings, made):
+        for part in provenance.cost_parts(settings, made):
             if isinstance(part, str):
                 yield f"{', '.join(names)}: {part}" if of else part
             else:
@@ -502,8 +502,8 @@ def _reproduce(runs: Sequence[Run], settings: Settings) -> Iterator[Listing | st
         shared = next((found for run in several if (found := _shared_keys(run))), {})
         yield Listing(title, "\n".join(data_commands(settings.dataset, made, shared)), opened=True)
         # Which profiles a model reads is among its own keys; what the files were made of, it need not know.
-        stages = [keys for stage, keys in made.items() if stage != "prepare"]
-        data = {key: value for one in stages for key, value in one.items() if key != "profile.pipeline"}
+        others = [keys for stage, keys in made.items() if stage != "prepare"]
+        data = {key: value for one in others for key, value in one.items() if key != "profile.pipeline"}
         for run in several:
             yield Listing(run.name, " \\\n  ".join(command_of(run, data)), opened=True)
 
@@ -554,7 +554,7 @@ def data_keys(settings: Settings, made: Mapping[str, Any] | None = None) -> dict
         made: what a run's data were made with; none is what they are made with now.
     """
     if made is None:  # a variant starts from the data set's own rows
-        made = pipeline.made_with(replace(settings, data_variant=""))
+        made = provenance.made_with(replace(settings, data_variant=""))
     usual = config.load(settings.dataset, asks=False)
     found = {}
     for stage, values in ((name.partition(" ")[0], one["config"]) for name, one in made.items()):

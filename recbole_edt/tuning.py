@@ -19,7 +19,7 @@ import torch
 import yaml
 
 import recbole_edt
-from recbole_edt import ablation, config, figures, pipeline, report
+from recbole_edt import ablation, config, figures, pipeline, report, stages, training
 from recbole_edt.config import RUN_DEFAULTS, Settings, model_values
 from recbole_edt.errors import ConfigError, DataError, EDTError, LLMError
 from recbole_edt.files import library_versions, read_json, sha256_of, write_json, write_safely, write_text
@@ -135,13 +135,13 @@ def _range_problem(values: Mapping[str, Any]) -> str:
 def _settings(settings: Settings, model: str, values: Mapping[str, Any]) -> Settings:
     """The settings of one trial."""
     own = config.with_keys(settings, {"model": model}, "models to tune")
-    return ablation.settings_of(own, f"{model} in {settings.tune.space}", values, pipeline.seed_of(settings))
+    return ablation.settings_of(own, f"{model} in {settings.tune.space}", values, training.seed_of(settings))
 
 
 # ---- the search --------------------------------------------------------------------------------------------------
 
 
-def tune(settings: Settings, say: pipeline.Say) -> None:
+def tune(settings: Settings, say: stages.Say) -> None:
     """Search for every model; print and write trials, the best values and how they were found.
 
     Raises: ConfigError without a budget, without Optuna, or for a space that does not fit; before any work.
@@ -189,7 +189,7 @@ def search_folder(laboratory: pipeline.Laboratory) -> Path:
     key = sha256_of(
         base.split_hash,
         catalogue_hash(base.dataset.source),
-        *pipeline.augmented_files(settings),
+        *stages.augmented_files(settings),
         settings.given.get("profile"),
         llm_identity(settings),
         settings.candidates,
@@ -200,13 +200,13 @@ def search_folder(laboratory: pipeline.Laboratory) -> Path:
         *start,
     )
     folder = settings.runs_path / f"{settings.dataset}-tuning-{key[:8]}"
-    about = {"split_hash": base.split_hash, "candidates": settings.candidates, "seed": pipeline.seed_of(settings)}
+    about = {"split_hash": base.split_hash, "candidates": settings.candidates, "seed": training.seed_of(settings)}
     about |= {"sampler_seed": settings.tune.seed, "versions": library_versions(), **shared}
     write_json(folder / "search.json", about)
     return folder
 
 
-def search(laboratory: pipeline.Laboratory, folder: Path, space: Space, budget: int, say: pipeline.Say) -> None:
+def search(laboratory: pipeline.Laboratory, folder: Path, space: Space, budget: int, say: stages.Say) -> None:
     """Run the trials of one model that are still to be run, up to ``budget`` in all; ``folder`` is named after it.
 
     Every trial has a sampler of its own, seeded by its number: what is proposed depends on the trials before it and
@@ -323,7 +323,7 @@ def _run_trial(
         own = _settings(laboratory.settings, model, values)
         config.check_model(own, model)  # values that fit one by one need not fit together
         experiment = laboratory.experiment(own)
-        return float(pipeline.validate_model(experiment, model, run_dir)["score"])
+        return float(training.validate_model(experiment, model, run_dir)["score"])
     except (DataError, LLMError):
         raise  # no fault of the values
     except (EDTError, torch.cuda.OutOfMemoryError) as error:
@@ -455,7 +455,7 @@ def tuning_table(tables: Mapping[str, pd.DataFrame], budget: int, settings: Sett
     return ResultTable("tuning", title, (*columns, Column("values")), tuple(rows), note, settings.command)
 
 
-def write_results(settings: Settings, folder: Path, budget: int, say: pipeline.Say) -> None:
+def write_results(settings: Settings, folder: Path, budget: int, say: stages.Say) -> None:
     """The table of all models, figures, and the configuration with the best values."""
     tables = read_trials(folder)
     spaces = {model: read_json(folder / model / "space.json") for model in tables}

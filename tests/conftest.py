@@ -20,7 +20,7 @@ from hypothesis import HealthCheck, settings
 from local_llm import local_llm  # noqa: F401  (a fixture)
 from recbole.data.interaction import Interaction
 
-from recbole_edt import config, pipeline
+from recbole_edt import config, pipeline, training
 from recbole_edt.dataset import DOMAIN_SEQ, DOMAIN_SEQ_LEN, LAST_WINDOW, TARGET_SEQ
 from recbole_edt.methods import METHODS
 
@@ -85,9 +85,9 @@ def opener(prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
             return config.load("tiny", [], {**QUICK, **quick, "data_path": str(prepared), "model": model, **keys})
 
         def open_model(**keys):
-            experiment = pipeline.open_experiment(settings(**keys))
+            experiment = training.open_experiment(settings(**keys))
             view = config.recbole_config(experiment.settings, model, "tiny-edt", tmp_path / "saved")
-            train_data, _, test_data, cls = pipeline.loaders(experiment, view, model)
+            train_data, _, test_data, cls = training.loaders(experiment, view, model)
             torch.manual_seed(0)
             return cls(view, train_data._dataset), train_data, test_data
 

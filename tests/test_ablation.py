@@ -13,10 +13,11 @@ import pytest
 import torch
 from conftest import QUICK
 
-from recbole_edt import ablation, config, pipeline, report
+from recbole_edt import ablation, config, pipeline, report, training
 from recbole_edt.cli import run
 from recbole_edt.errors import ConfigError, DataError
 from recbole_edt.evaluation import domain_metrics, read_ranks
+from recbole_edt.files import read_json
 from recbole_edt.trainer import load_checkpoint
 
 FLAGS = [f"--{key}={value}" for key, value in {**QUICK, "epochs": 1, "finetune_epochs": 1}.items()]
@@ -191,10 +192,10 @@ def test_variants_that_differ_in_finetuning_alone_pretrain_once_and_end_as_if_ea
     for share in (False, True):
         for number, own in enumerate(keys):
             one = settings(runs_path=f"runs-{share}", **own)
-            experiment = pipeline.experiment_on(pipeline.open_experiment(one).dataset, one)
-            experiment = pipeline.dataclasses.replace(experiment, share_pretraining=share)
-            pipeline.train_model(experiment, "LLMEDT")
-            run_dir = pipeline.run_directory(experiment, "LLMEDT")
+            experiment = training.experiment_on(training.open_experiment(one).dataset, one)
+            experiment = replace(experiment, share_pretraining=share)
+            training.train_model(experiment, "LLMEDT")
+            run_dir = training.run_directory(experiment, "LLMEDT")
             state = load_checkpoint(run_dir / "best.pth")["state_dict"]
             epochs = pd.read_csv(run_dir / "epochs.csv").drop(columns="train_seconds")
             weights[share, number] = state, (run_dir / "ranks.csv").read_bytes(), epochs
@@ -212,20 +213,20 @@ def test_ranks_among_sampled_candidates_are_those_of_a_run_that_had_them_from_th
         pipeline.STAGES[stage](settings(), lambda line: None)
     # Without a choice among epochs both runs end with the same weights.
     keys = {"epochs": 1, "finetune_epochs": 0}
-    full = pipeline.open_experiment(settings(**keys))
-    pipeline.train_model(full, "LLMEDT")
-    ranks = pipeline.ranks_under(full, "LLMEDT", "sampled-5")
-    sampled = pipeline.train_model(pipeline.open_experiment(settings(candidates="sampled-5", **keys)), "LLMEDT").ranks
+    full = training.open_experiment(settings(**keys))
+    training.train_model(full, "LLMEDT")
+    ranks = training.ranks_under(full, "LLMEDT", "sampled-5")
+    sampled = training.train_model(training.open_experiment(settings(candidates="sampled-5", **keys)), "LLMEDT").ranks
     pd.testing.assert_frame_equal(ranks, sampled)
-    (pipeline.run_directory(full, "LLMEDT") / "ranks-sampled-5.json").unlink()  # stopped before it was written
-    pd.testing.assert_frame_equal(pipeline.ranks_under(full, "LLMEDT", "sampled-5"), sampled)
+    (training.run_directory(full, "LLMEDT") / "ranks-sampled-5.json").unlink()  # stopped before it was written
+    pd.testing.assert_frame_equal(training.ranks_under(full, "LLMEDT", "sampled-5"), sampled)
     assert ranks.attrs == sampled.attrs and ranks.attrs["candidates"] == "sampled-5"
     with pytest.raises(DataError, match="cannot draw 100 candidates"):
-        pipeline.ranks_under(full, "LLMEDT", "sampled-100")
+        training.ranks_under(full, "LLMEDT", "sampled-100")
     assert list(ablation.ranked(full, "LLMEDT", report.ModelResult("LLMEDT", ranks))) == ["domain"]
     with pytest.MonkeyPatch.context() as patch:  # damaged candidates are not too few items
         patch.setattr(ablation, "SAMPLED", "sampled-5")
-        (pipeline.under(full, "sampled-5").folder / "candidates-test.npy").write_bytes(b"damaged")
+        (training.under(full, "sampled-5").folder / "candidates-test.npy").write_bytes(b"damaged")
         with pytest.raises(DataError, match="candidates-test.npy: cannot be read as stored candidates"):
             ablation.ranked(full, "LLMEDT", report.ModelResult("LLMEDT", ranks))
 
@@ -248,7 +249,7 @@ def test_does_the_augmentation_help_another_model(workplace, capsys):
     assert "\nraw rows† " in printed and "\naugmented rows† " in printed  # ended by the cap of one epoch
     table = pd.read_csv(next(Path("runs").glob("tiny-ablation-*")) / "ablation.csv")
     sees = {
-        name: {pipeline.read_json(Path(run_dir) / "result.json")["sees_generated"] for run_dir in rows["run"]}
+        name: {read_json(Path(run_dir) / "result.json")["sees_generated"] for run_dir in rows["run"]}
         for name, rows in table.groupby("variant")
     }
     assert sees == {"raw rows": {False}, "augmented rows": {True}}

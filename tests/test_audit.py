@@ -11,7 +11,7 @@ import torch
 from conftest import QUICK, write_tiny
 from toy import dataset, sequences, table_of
 
-from recbole_edt import audit, config, pipeline
+from recbole_edt import audit, config, pipeline, training
 from recbole_edt.augment import AugmentConfig
 from recbole_edt.cli import run
 from recbole_edt.evaluation import domain_metrics, read_ranks
@@ -36,9 +36,9 @@ def place(tmp_path_factory):
 @pytest.fixture
 def opened(place, monkeypatch):
     monkeypatch.chdir(place)
-    experiment = pipeline.open_experiment(config.load("tiny", [], KEYS))
-    run_dir = pipeline.finished_run(experiment, "LLMEDT")
-    model, _, test_data = pipeline.open_run(experiment, "LLMEDT", run_dir)
+    experiment = training.open_experiment(config.load("tiny", [], KEYS))
+    run_dir = training.finished_run(experiment, "LLMEDT")
+    model, _, test_data = training.open_run(experiment, "LLMEDT", run_dir)
     return experiment, run_dir, model, test_data
 
 

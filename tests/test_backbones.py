@@ -16,7 +16,7 @@ from recbole.model.abstract_recommender import SequentialRecommender
 from recbole.model.layers import MultiHeadAttention, TransformerEncoder
 from recbole.utils import get_model
 
-from recbole_edt import backbones, config, pipeline
+from recbole_edt import backbones, config, pipeline, training
 from recbole_edt.backbones import BACKBONES, MASKED, NO_BACKBONE, build_backbone, item_encoder
 from recbole_edt.dataset import LAST_WINDOW, TARGET_SEQ, EDTDataset
 from recbole_edt.errors import ConfigError
@@ -406,6 +406,6 @@ def test_the_whole_run_of_another_backbone_is_trained_loaded_and_recommends(work
     settings = config.load("tiny", [], {**QUICK, "backbone": name, "block_num": 2, "dilations": [1]})
     for stage in ("embed", "augment", "profile", "train"):
         pipeline.STAGES[stage](settings, lambda line: None)
-    run_dir = pipeline.run_directory(pipeline.open_experiment(settings), "LLMEDT")
+    run_dir = training.run_directory(training.open_experiment(settings), "LLMEDT")
     frame = load(run_dir).recommend(["f1", "k3"], k=4, domain="food")
     assert len(frame) == 4

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 from conftest import QUICK, write_tiny
 
-from recbole_edt import config, pipeline
+from recbole_edt import config, split, stages, training
 from recbole_edt.files import read_json
 
 SEQUENTIAL = ["NARM", "STAMP", "Caser", "GRU4Rec", "SASRec", "BERT4Rec"]
@@ -20,7 +20,7 @@ def folder(tmp_path_factory):
     place = tmp_path_factory.mktemp("baselines")
     write_tiny(place / "atomic_files", "tiny")
     settings = settings_for(place, "LLMEDT")
-    for stage in (pipeline.embed, pipeline.augment_data, pipeline.profile):
+    for stage in (stages.embed, stages.augment_data, stages.profile):
         stage(settings, lambda line: None)
     run(place, "LLMEDT")
     return place
@@ -34,9 +34,9 @@ def settings_for(place, model: str, **keys) -> config.Settings:
 
 def run(place, model: str, **keys):
     """A finished run: what ``train`` returns and the run's ``result.json``."""
-    experiment = pipeline.open_experiment(settings_for(place, model, **keys))
-    result = pipeline.train_model(experiment, model)
-    return result, read_json(pipeline.run_directory(experiment, model) / "result.json")
+    experiment = training.open_experiment(settings_for(place, model, **keys))
+    result = training.train_model(experiment, model)
+    return result, read_json(training.run_directory(experiment, model) / "result.json")
 
 
 def targets(result) -> pd.DataFrame:
@@ -70,8 +70,8 @@ def test_a_model_that_only_counts_is_not_said_to_have_hit_its_epoch_cap(folder):
 def test_popularity_scores_are_the_counts_of_raw_training_rows(folder):
     result, _ = run(folder, "Pop")
     settings = settings_for(folder, "Pop")
-    data = pipeline.read(settings)
-    train = pipeline.split.leave_one_out(data) == pipeline.split.TRAIN
+    data = stages.read(settings)
+    train = split.leave_one_out(data) == split.TRAIN
     count = np.bincount(data.item[train], minlength=len(data.items))
     row = {token: i for i, token in enumerate(data.items)}
     for item, higher, tied in zip(*(result.ranks[name] for name in ("item", "higher", "tied")), strict=True):
@@ -84,9 +84,9 @@ def test_popularity_scores_are_the_counts_of_raw_training_rows(folder):
 def test_a_finished_baseline_recommends_after_loading(folder, model):
     from recbole_edt.recommend import load
 
-    experiment = pipeline.open_experiment(settings_for(folder, model))
-    pipeline.train_model(experiment, model)
-    recommender = load(pipeline.run_directory(experiment, model))
+    experiment = training.open_experiment(settings_for(folder, model))
+    training.train_model(experiment, model)
+    recommender = load(training.run_directory(experiment, model))
     frame = pd.concat(recommender.all_users(k=3))
     assert frame.groupby(["user", "domain"]).size().eq(3).all() and frame["user"].nunique() == 40
     assert frame.groupby(["user", "domain"])["score"].is_monotonic_decreasing.all()

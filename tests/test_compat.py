@@ -25,7 +25,7 @@ from recbole.utils import FeatureSource, FeatureType
 from scipy.sparse import coo_matrix, dok_matrix, issparse
 
 import recbole_edt
-from recbole_edt import compat, config, pipeline
+from recbole_edt import compat, config, stages, training
 from recbole_edt.errors import ConfigError
 
 # Taken while the tests are collected, before anything is repaired.
@@ -416,11 +416,11 @@ def test_a_run_of_a_baseline_prints_no_warning_of_recboles_own_lines(tmp_path, m
     monkeypatch.chdir(tmp_path)
     write_tiny(tmp_path / "atomic_files", "tiny")
     settings = config.load("tiny", [], {**QUICK, "epochs": 1, "models": [model], "model": model})
-    pipeline.embed(settings, lambda line: None)
-    pipeline.augment_data(settings, lambda line: None)
+    stages.embed(settings, lambda line: None)
+    stages.augment_data(settings, lambda line: None)
     with warnings.catch_warnings(record=True) as seen:
         warnings.simplefilter("default")
         warnings.simplefilter("ignore", DeprecationWarning)  # as Python does outside __main__
         compat.apply()
-        pipeline.train_model(pipeline.open_experiment(settings), model)
+        training.train_model(training.open_experiment(settings), model)
     assert [str(one.message) for one in seen if "recbole/" in one.filename] == []

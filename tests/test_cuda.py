@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import torch
 from conftest import QUICK
+from recbole.utils import init_seed
 
-from recbole_edt import config, pipeline
+from recbole_edt import config, pipeline, training
 from recbole_edt.layers import Dropout
 from recbole_edt.trainer import FrozenStates, prefetched
 
@@ -23,13 +24,13 @@ def run(workplace):
 
     def make(name: str, gpu: bool, **keys):
         values = {**QUICK, **NO_DROPOUT, "gpu_id": "0" if gpu else "", **keys}
-        experiment = pipeline.open_experiment(config.load("tiny", [], values))
+        experiment = training.open_experiment(config.load("tiny", [], values))
         view = config.recbole_config(experiment.settings, name, "tiny-edt", workplace / "run")
         assert view["device"].type == ("cuda" if gpu else "cpu")
-        pipeline.init_seed(view["seed"], True)
-        train_data, _, test_data, cls = pipeline.loaders(experiment, view, name)
+        init_seed(view["seed"], True)
+        train_data, _, test_data, cls = training.loaders(experiment, view, name)
         model = cls(view, train_data._dataset).to(view["device"])
-        trainer = pipeline.make_trainer(experiment, view, model, workplace / "run", train_data._dataset)
+        trainer = training.make_trainer(experiment, view, model, workplace / "run", train_data._dataset)
         trainer.run_dir = None
         return trainer, train_data, test_data
 

@@ -89,3 +89,10 @@ def test_there_are_configurations_and_stages_to_look_at():
 def test_the_version_is_the_same_everywhere():
     assert f'version="{__version__}"' in (ROOT / "setup.py").read_text(encoding="utf-8")
     assert f"## {__version__}" in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+
+
+def test_contributing_says_where_every_module_is():
+    section = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8").partition("## Where things are")[2]
+    named = re.findall(r"`(\w+)`", section.partition("\n## ")[0].partition("|---|")[2])
+    modules = {path.stem for path in (ROOT / "recbole_edt").glob("*.py")} - {"__init__"}
+    assert sorted(named) == sorted(modules)

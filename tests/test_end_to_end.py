@@ -18,7 +18,7 @@ import torch
 from conftest import QUICK, write_tiny
 
 import recbole_edt
-from recbole_edt import config, pipeline
+from recbole_edt import config, training
 from recbole_edt.cli import run
 from recbole_edt.files import read_json
 from recbole_edt.trainer import finetuning_loader, load_checkpoint
@@ -262,9 +262,9 @@ def test_other_held_out_items_change_no_count_no_inserted_row_no_profile_and_no_
         batches.append([])
         for backbone in ("SASRec", "BERT4Rec"):
             settings = config.load("tiny", [], {**keys, "backbone": backbone})
-            experiment = pipeline.open_experiment(settings)
+            experiment = training.open_experiment(settings)
             own = config.recbole_config(settings, "LLMEDT", "tiny-edt", experiment.folder)
-            loader = pipeline.loaders(experiment, own, "LLMEDT")[0]
+            loader = training.loaders(experiment, own, "LLMEDT")[0]
             batches[-1] += [*loader, *finetuning_loader(loader)]
         folder = Path(folder) / "tiny-edt"
         counts.append([read_json(folder / f"{stage}.json")["counts"] for stage in ("augment", "profile")])

@@ -15,7 +15,7 @@ from recbole.data.interaction import Interaction
 from scipy.special import erf
 from toy import dataset, table_of
 
-from recbole_edt import augment, config, pipeline
+from recbole_edt import augment, config, pipeline, training
 from recbole_edt.augment import AugmentConfig
 from recbole_edt.dataset import LAST_WINDOW, TARGET_SEQ
 from recbole_edt.layers import Adapter
@@ -190,9 +190,9 @@ def opened(workplace):
     chosen = config.load("tiny", [], quick)
     for stage in ("embed", "augment", "profile"):
         pipeline.STAGES[stage](chosen, lambda line: None)
-    experiment = pipeline.open_experiment(chosen)
+    experiment = training.open_experiment(chosen)
     view = config.recbole_config(chosen, "LLMEDT", "tiny-edt", workplace / "saved")
-    train_data, _, test_data, cls = pipeline.loaders(experiment, view, "LLMEDT")
+    train_data, _, test_data, cls = training.loaders(experiment, view, "LLMEDT")
     torch.manual_seed(7)
     model = cls(view, train_data._dataset).double()
     for parameter in model.parameters():

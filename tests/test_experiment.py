@@ -14,7 +14,7 @@ import toy
 from conftest import QUICK, write_tiny
 from faulty_server import FaultyServer
 
-from recbole_edt import ablation, card, config, experiment, figures, paper, pipeline, plots, report, tables
+from recbole_edt import ablation, card, config, experiment, figures, paper, plots, report, stages, tables, training
 from recbole_edt.cli import STUDIES, run
 from recbole_edt.embeddings import EmbeddingTable
 from recbole_edt.errors import ConfigError, DataError
@@ -144,7 +144,7 @@ def test_figure_1_counts_every_user_once_before_and_after(place):
 
 def test_figure_1_has_the_numbers_of_the_data_card(place):
     rows = table_of(place, "figure1").rows
-    data = pipeline.read(place[1].settings), pipeline.read_augmented(place[1].settings)
+    data = stages.read(place[1].settings), stages.read_augmented(place[1].settings)
     of_card = [card.ratio_histogram(one)["users_by_tenth"] for one in data]
     assert [list(column) for column in zip(*[row[1:] for row in rows], strict=True)] == of_card
 
@@ -227,7 +227,7 @@ def test_an_experiment_that_is_stopped_goes_on(place, tmp_path, monkeypatch):
     write_tiny(tmp_path / "atomic_files", "tiny")
     trained = []
 
-    def stop_before_the_third(*args, train=pipeline.train_model):
+    def stop_before_the_third(*args, train=training.train_model):
         if len(trained) == 2:
             raise KeyboardInterrupt
         trained.append(args)
@@ -235,7 +235,7 @@ def test_an_experiment_that_is_stopped_goes_on(place, tmp_path, monkeypatch):
 
     flags = [*FLAGS, "--models=Pop,SASRec"]
     with monkeypatch.context() as patch:
-        patch.setattr(pipeline, "train_model", stop_before_the_third)
+        patch.setattr(training, "train_model", stop_before_the_third)
         assert run(["experiment", "table2", *flags]) == 130
     first = snapshot(tmp_path / "runs")
     assert len(first) == 2
@@ -251,7 +251,7 @@ def test_runs_of_different_splits_are_refused_in_one_table(place, monkeypatch):
     monkeypatch.chdir(folder)
     rows = experiment.baselines(bench.settings)[:2]
     fresh = experiment.Bench(settings(), ["Pop", "SASRec"], lambda line: None)
-    path = pipeline.run_directory(fresh.experiment(rows[1], 1), "SASRec") / "ranks.json"
+    path = training.run_directory(fresh.experiment(rows[1], 1), "SASRec") / "ranks.json"
     original = path.read_text(encoding="utf-8")
     path.write_text(original.replace('"split_hash": "', '"split_hash": "0'), encoding="utf-8")
     try:
@@ -427,7 +427,7 @@ def test_two_language_models_write_items_and_profiles_of_their_own(tmp_path, mon
     assert "large: LLM: items written by large" in table.note and "no LLM was called" not in table.note
     folders = {path.parent.name for path in (tmp_path / "atomic_files").glob("tiny-edt-*/augment.json")}
     assert len(folders) == 2
-    source = pipeline.read_augmented(bench_of(own, "small"))
+    source = stages.read_augmented(bench_of(own, "small"))
     assert source.virtual.any()
 
 
@@ -592,7 +592,7 @@ def test_domains_with_dollar_signs_are_drawn(tmp_path):
 def test_times_that_were_damaged_are_measured_anew(tmp_path, monkeypatch):
     evaluator = SimpleNamespace(ranks=[1, 2])
     trainer = SimpleNamespace(evaluate=lambda *args, **keys: None, evaluator=evaluator)
-    monkeypatch.setattr(pipeline, "run_directory", lambda opened, name: tmp_path)
-    monkeypatch.setattr(pipeline, "open_run", lambda opened, name, run_dir: (None, trainer, None))
+    monkeypatch.setattr(training, "run_directory", lambda opened, name: tmp_path)
+    monkeypatch.setattr(training, "open_run", lambda opened, name, run_dir: (None, trainer, None))
     (tmp_path / "speed.json").write_text("[]")
     assert experiment.speed_of(None, "SASRec")["users"] == 2

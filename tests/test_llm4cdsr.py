@@ -15,7 +15,7 @@ from recbole.data.interaction import Interaction
 from test_end_to_end import TINY, model_folder, swap_held_out
 
 import recbole_edt
-from recbole_edt import ablation, config, pipeline
+from recbole_edt import ablation, config, training
 from recbole_edt.backbones import BACKBONES, MASKED
 from recbole_edt.cli import run
 from recbole_edt.dataset import DOMAIN_SEQ, DOMAIN_SEQ_LEN, LAST_WINDOW, TARGET_SEQ
@@ -587,9 +587,9 @@ def test_other_held_out_items_change_no_profile_no_batch_and_no_pair(workplace):
         seen.append([])
         for backbone in ("SASRec", MASKED):
             settings = config.load("tiny", [], {**keys, "backbone": backbone})
-            experiment = pipeline.open_experiment(settings)
+            experiment = training.open_experiment(settings)
             own = config.recbole_config(settings, "LLM4CDSR", "tiny-edt", experiment.folder)
-            loader, _, _, cls = pipeline.loaders(experiment, own, "LLM4CDSR")
+            loader, _, _, cls = training.loaders(experiment, own, "LLM4CDSR")
             torch.manual_seed(3)
             model = cls(own, loader._dataset)
             for batch in loader:

@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 from llm_runs import arguments, left
 
-from recbole_edt import asking, config, pipeline
+from recbole_edt import asking, config, training
 from recbole_edt.cli import run
 
 FOOD = {
@@ -92,9 +92,9 @@ def test_an_item_that_the_language_model_wrote_is_kept_inserted_and_trained_on(w
     titles = dict(zip(items["item_id:token"], items["title:token_seq"], strict=True))
     rows = pd.read_csv(whole.place / "atomic_files/pantry-edt/pantry-edt.inter", sep="\t", dtype=str)
     inserted = set(rows.loc[rows.iloc[:, -1] == "1", "item_id:token"])
-    experiment = pipeline.open_experiment(whole.settings)
+    experiment = training.open_experiment(whole.settings)
     own = config.recbole_config(whole.settings, "LLMEDT", "pantry-edt", experiment.folder)
-    batches = list(pipeline.loaders(experiment, own, "LLMEDT")[0])
+    batches = list(training.loaders(experiment, own, "LLMEDT")[0])
     trained_on = {int(item) for batch in batches for item in batch["target_list"].flatten()}
     tokens = list(experiment.dataset.field2id_token["item_id"])
     for token in written:

@@ -19,7 +19,7 @@ from faulty_server import FaultyServer, batch_answers, word_vector
 from llm_runs import KEY, STAGES, arguments, left
 from test_end_to_end import swap_held_out
 
-from recbole_edt import config, llm, pipeline, prompts, writer
+from recbole_edt import config, llm, prompts, provenance, writer
 from recbole_edt.answers import AnswerStore
 from recbole_edt.cli import run
 from recbole_edt.embeddings import EmbeddingTable
@@ -378,11 +378,11 @@ def test_the_note_on_the_model_says_how_many_of_its_answers_failed(place, server
     server.choose = third_question
     stages(given)
     asked = counts("augment")["asked"]
-    note = pipeline.llm_note(config.load("tiny"))
+    note = provenance.llm_note(config.load("tiny"))
     assert f"items written by writer (1 of {asked} requests failed), profiles made" in note
     server.choose = None
     stages(given)
-    assert "items written by writer, profiles made" in pipeline.llm_note(config.load("tiny"))
+    assert "items written by writer, profiles made" in provenance.llm_note(config.load("tiny"))
 
 
 def test_a_run_after_failures_asks_for_those_alone_and_then_equals_an_undisturbed_one(place, server, reference):

@@ -15,7 +15,7 @@ import pytest
 import yaml
 from conftest import QUICK, write_tiny
 
-from recbole_edt import ablation, config, page, pipeline, report
+from recbole_edt import ablation, config, page, provenance, report, training
 from recbole_edt.cli import parse, run
 from recbole_edt.errors import DataError
 from recbole_edt.figures import new, save
@@ -172,7 +172,7 @@ def folder_named_by(arguments: list[str]) -> Path:
     if stage == "ablate":
         *_, (name, keys) = ablation.variants_of(settings).items()
         settings = ablation.settings_of(settings, name, keys, settings.seeds[0])
-    return pipeline.run_directory(pipeline.open_experiment(settings), settings.model).resolve()
+    return training.run_directory(training.open_experiment(settings), settings.model).resolve()
 
 
 def test_commands_have_the_keys_that_undo_the_data_sets_own_file(workplace):
@@ -219,7 +219,7 @@ def test_the_embedder_that_is_named_is_that_of_the_data(there, tmp_path, monkeyp
     manifest = json.loads(path.read_text())
     path.write_text(json.dumps({**manifest, "config": {**manifest["config"], "vectors": "v.itememb"}}))
     settings = config.load("tiny", [], {"data_path": str(tmp_path / "atomic_files")})
-    assert pipeline.llm_note(settings).endswith("texts embedded by v.itememb")
+    assert provenance.llm_note(settings).endswith("texts embedded by v.itememb")
 
 
 def test_what_a_language_model_cost_stands_beside_what_the_paper_paid(place, tmp_path):
@@ -229,7 +229,7 @@ def test_what_a_language_model_cost_stands_beside_what_the_paper_paid(place, tmp
     used = {"calls": 80, "prompt_tokens": 9000, "completion_tokens": 1000, "cost_usd": 0.02}
     manifest["counts"] |= {"users": 40, "used": {"chat": used, "vectors": {**used, "cost_usd": None}}}
     path.write_text(json.dumps(manifest))
-    (table,) = pipeline.cost_parts(config.load("tiny", [], {"data_path": str(tmp_path / "atomic_files")}))
+    (table,) = provenance.cost_parts(config.load("tiny", [], {"data_path": str(tmp_path / "atomic_files")}))
     assert [column.heading for column in table.columns][:3] == ["stage", "of", "calls"]
     assert table.shown() == [
         ["augment", "answers", "80", "9,000", "1,000", "0.020000", "0.000500", "0.000194"],

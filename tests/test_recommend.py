@@ -14,7 +14,7 @@ import torch
 from conftest import QUICK, write_tiny
 
 import recbole_edt
-from recbole_edt import histories, pipeline, recommend
+from recbole_edt import histories, recommend, training
 from recbole_edt.cli import run
 from recbole_edt.errors import DataError
 from recbole_edt.recommend import COLUMNS, load
@@ -419,13 +419,13 @@ def test_the_model_for_production_has_learnt_from_every_interaction_and_is_never
 
 def test_each_phase_has_as_many_epochs_as_validation_chose(tmp_path):
     (tmp_path / "result.json").write_text('{"valid_metric": "ndcg@10"}')
-    assert pipeline.chosen_epochs(tmp_path) == {}
+    assert training.chosen_epochs(tmp_path) == {}
     rows = [("pretrain", 0, 0.1), ("pretrain", 1, 0.3), ("pretrain", 2, 0.3), ("pretrain", 3, 0.2)]
     for values, expected in (((0.2, 0.3, 0.1), 2), ((0.2, 0.25, 0.29), 0), ((0.4, None, 0.2), 1)):
         tuned = [("finetune", epoch, value) for epoch, value in enumerate(values)]
         table = pd.DataFrame([*rows, *tuned], columns=["phase", "epoch", "ndcg@10"])
         table.to_csv(tmp_path / "epochs.csv", index=False)
-        assert pipeline.chosen_epochs(tmp_path) == {"epochs": 3, "finetune_epochs": expected}
+        assert training.chosen_epochs(tmp_path) == {"epochs": 3, "finetune_epochs": expected}
 
 
 # ---- runs that cannot be opened ----------------------------------------------------------------------------------

@@ -22,7 +22,7 @@ from recbole.utils import get_flops, get_model, get_trainer
 from recbole.utils.argument_list import dataset_arguments
 
 import recbole_edt
-from recbole_edt import config, pipeline
+from recbole_edt import config, stages
 from recbole_edt.dataset import EDTDataset
 from recbole_edt.errors import ConfigError, DataError
 from recbole_edt.methods import METHODS
@@ -40,7 +40,7 @@ def augmented(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("register") / "atomic_files"
     write_tiny(folder, "tiny")
     settings = config.load("tiny", [], {**QUICK, "data_path": str(folder)})
-    for stage in (pipeline.embed, pipeline.augment_data, pipeline.profile):
+    for stage in (stages.embed, stages.augment_data, stages.profile):
         stage(settings, lambda line: None)
     return folder
 

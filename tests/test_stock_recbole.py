@@ -13,7 +13,7 @@ from recbole.config import Config
 from recbole.data import create_dataset, data_preparation
 from recbole.data.dataset import SequentialDataset
 
-from recbole_edt import compat, config, pipeline
+from recbole_edt import compat, config, pipeline, training
 from recbole_edt.cli import run
 from recbole_edt.evaluation import read_ranks
 from recbole_edt.split import TRAIN
@@ -71,7 +71,7 @@ def stock_parts(model: str = "SASRec", **keys):
 
 def test_recboles_own_leave_one_out_predicts_the_same_rows_as_ours(augmented):
     stock = [targets(part) for part in stock_parts()]
-    experiment = pipeline.open_experiment(config.load("tiny", [], QUICK))
+    experiment = training.open_experiment(config.load("tiny", [], QUICK))
     ours = [targets(part) for part in experiment.dataset.parts(True, "prefix")]
     assert stock[2] == ours[2] and len(ours[2]) == 40
     raw = experiment.dataset.sequences.raw(experiment.dataset.item_domain)
@@ -91,7 +91,7 @@ def test_recboles_own_leave_one_out_predicts_the_same_rows_as_ours(augmented):
 
 def test_the_histories_are_the_same_too_although_recbole_keeps_times_as_float32(augmented):
     test = stock_parts()[2]._dataset
-    experiment = pipeline.open_experiment(config.load("tiny", [], {**QUICK, "MAX_ITEM_LIST_LENGTH": 20}))
+    experiment = training.open_experiment(config.load("tiny", [], {**QUICK, "MAX_ITEM_LIST_LENGTH": 20}))
     ours = experiment.dataset.parts(True, "prefix")[2]
 
     def histories(part) -> dict:
@@ -116,8 +116,8 @@ def test_recboles_own_runner_trains_and_tests_a_stock_model_on_the_augmented_fil
 @pytest.mark.parametrize("rows", ["sequence", "prefix"])
 def test_a_stock_model_trains_on_virtual_items_in_our_compare_and_they_are_never_ranked(augmented, rows):
     keys = {**QUICK, "epochs": 1, "use_generated": True, "training": rows}
-    experiment = pipeline.open_experiment(config.load("tiny", [], keys))
-    result = pipeline.train_model(experiment, "SASRec")
+    experiment = training.open_experiment(config.load("tiny", [], keys))
+    result = training.train_model(experiment, "SASRec")
     part = experiment.dataset.parts(True, "prefix")[0]
     assert part.virtual[part.sequences.item[part.sequences.mark == TRAIN]].any()
     # 15 real items in each domain, of which one is the target.

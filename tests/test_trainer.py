@@ -12,8 +12,9 @@ import pytest
 import torch
 from conftest import QUICK
 from recbole.trainer import Trainer
+from recbole.utils import init_seed
 
-from recbole_edt import config, pipeline
+from recbole_edt import config, pipeline, training
 from recbole_edt.backbones import BACKBONES
 from recbole_edt.dataset import TARGET_SEQ
 from recbole_edt.errors import ConfigError, DataError, EDTError
@@ -40,13 +41,13 @@ def run(workplace):
         pipeline.STAGES[stage](settings({}), lambda line: None)
 
     def make(name: str, folder: str, **keys):
-        experiment = pipeline.open_experiment(settings(keys))
+        experiment = training.open_experiment(settings(keys))
         run_dir = workplace / folder
         view = config.recbole_config(experiment.settings, name, "tiny-edt", run_dir)
-        pipeline.init_seed(view["seed"], True)
-        train_data, valid_data, test_data, cls = pipeline.loaders(experiment, view, name)
+        init_seed(view["seed"], True)
+        train_data, valid_data, test_data, cls = training.loaders(experiment, view, name)
         model = cls(view, train_data._dataset)
-        trainer = pipeline.make_trainer(experiment, view, model, run_dir, train_data._dataset)
+        trainer = training.make_trainer(experiment, view, model, run_dir, train_data._dataset)
         return trainer, train_data, valid_data, test_data
 
     return make

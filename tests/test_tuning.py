@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 from conftest import QUICK, write_tiny
 
-from recbole_edt import config, figures, pipeline, tables, tuning
+from recbole_edt import config, figures, pipeline, tables, training, tuning
 from recbole_edt.cli import run
 from recbole_edt.errors import ConfigError, DataError, EDTError
 from recbole_edt.trainer import ResumableTraining
@@ -191,7 +191,7 @@ class Known:
         self.bad = None
         self.settings, self.trained = settings(**{"tune.seed": seed}), []
         self._peak = peak
-        monkeypatch.setattr(pipeline, "validate_model", self._validate)
+        monkeypatch.setattr(training, "validate_model", self._validate)
 
     def experiment(self, own):
         return own
@@ -285,7 +285,7 @@ def test_a_search_that_was_begun_with_another_kind_of_numbers_is_named(workplace
 def test_a_search_that_begins_with_other_rows_is_another_search(workplace, monkeypatch):
     for stage in ("embed", "augment", "profile"):
         pipeline.STAGES[stage](settings(**{"augment.insertion": "none"}), lambda line: None)
-    base = pipeline.open_experiment(settings(**{"augment.insertion": "none"}))
+    base = training.open_experiment(settings(**{"augment.insertion": "none"}))
 
     def folder(space: str, k: int) -> str:
         (workplace / "space.yaml").write_text(space, encoding="utf-8")
