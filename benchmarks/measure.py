@@ -23,6 +23,7 @@ from recbole.utils import init_seed
 from recbole_edt import augment, config, pipeline, stages, training
 from recbole_edt.dataset import EDTDataset, SequenceLoader
 from recbole_edt.embeddings import EmbeddingTable
+from recbole_edt.model_config import recbole_config
 from recbole_edt.trainer import FrozenStates
 
 # torch's first optimizer imports its compiler, 67 MB.
@@ -53,7 +54,7 @@ def open_model(folder: str, dataset: str, model: str, keys: dict[str, Any]) -> t
     """A trainer with untrained weights, its loaders of training and test, and the experiment."""
     settings = config.load(dataset, [], {"data_path": folder, "runs_path": f"{folder}/runs", **keys})
     experiment = training.open_experiment(settings)
-    view = config.recbole_config(settings, model, settings.augmented, experiment.folder)
+    view = recbole_config(settings, model, settings.augmented, experiment.folder)
     init_seed(view["seed"], view["reproducibility"])
     train_data, _, test_data, cls = training.loaders(experiment, view, model)
     network = cls(view, train_data._dataset).to(view["device"])
@@ -190,7 +191,7 @@ def build(folder: str, dataset: str) -> Figures:
     found: Figures = {}
     settings = config.load(dataset, [], {"data_path": folder, "MAX_ITEM_LIST_LENGTH": 200})
     with timed(found, "build_s"):
-        data = EDTDataset(config.recbole_config(settings, "SASRec", dataset, Path(folder)))
+        data = EDTDataset(recbole_config(settings, "SASRec", dataset, Path(folder)))
         train = data.build()[0]
         next(iter(SequenceLoader(train, 512, 42)))
     return {**found, "interactions": len(data.sequences.item)}
@@ -212,7 +213,7 @@ def scaling(folder: str, dataset: str, max_length: int) -> Figures:
     settings = config.load(
         dataset, [], {"data_path": folder, "MAX_ITEM_LIST_LENGTH": max_length, "train_batch_size": 512, **SMALL}
     )
-    view = config.recbole_config(settings, "LLMEDT", dataset, Path(folder))
+    view = recbole_config(settings, "LLMEDT", dataset, Path(folder))
     with timed(found, "build_s"):
         data = EDTDataset(view)
         data._change_feat_format()

@@ -23,6 +23,7 @@ from recbole_edt.errors import ConfigError, TooFewItems
 from recbole_edt.evaluation import TOPK, domain_metrics
 from recbole_edt.files import library_versions, sha256_of, write_safely, write_text
 from recbole_edt.methods import METHODS
+from recbole_edt.model_config import check_model, model_values
 from recbole_edt.writer import LiveWriter, llm_identity
 
 AUGMENTATION: dict[str, dict[str, Any]] = {
@@ -110,7 +111,7 @@ def check(settings: Settings) -> None:
     faults = []
     for name, keys in variants_of(settings).items():
         try:
-            config.check_model(settings_of(settings, name, keys, settings.seeds[0]), settings.model)
+            check_model(settings_of(settings, name, keys, settings.seeds[0]), settings.model)
         except ConfigError as error:
             faults.append(str(error))
     if faults:
@@ -208,7 +209,7 @@ def alike(runs: Mapping[str, Sequence[report.ModelResult]]) -> list[str]:
 
 def unread(settings: Settings, model: str, variants: Iterable[Mapping[str, Any]]) -> str:
     """A sentence where variants change inserted rows, which a method has been told not to read; else nothing."""
-    told = METHODS[model].use_generated and config.model_values(settings, model).get("use_generated") is False
+    told = METHODS[model].use_generated and model_values(settings, model).get("use_generated") is False
     if not told or not any(key.startswith("augment.") for keys in variants for key in keys):
         return ""
     return f"{METHODS[model].title} reads no inserted rows (use_generated: false); they reach its profiles alone."

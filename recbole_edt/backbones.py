@@ -16,7 +16,6 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from recbole_edt.baselines import random_mask
-from recbole_edt.config import read_yaml
 from recbole_edt.errors import ConfigError
 from recbole_edt.layers import (
     AllPositions,
@@ -27,6 +26,7 @@ from recbole_edt.layers import (
     mixed_precision,
     quicken_dropout,
 )
+from recbole_edt.plain_yaml import read_yaml
 
 MASKED = "BERT4Rec"
 BACKBONES = ("SASRec", "GRU4Rec", MASKED, "NextItNet")

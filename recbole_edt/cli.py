@@ -264,6 +264,7 @@ def help_text(stage: str | None) -> str:
 def _run_stage(stage: str | None, values: dict[str, str], command: str) -> int:
     try:
         from recbole_edt import ablation, asking, audit, config, doctor, experiment, page, pipeline, tuning
+        from recbole_edt.model_config import check_model
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] != "recbole":
             raise
@@ -283,7 +284,7 @@ def _run_stage(stage: str | None, values: dict[str, str], command: str) -> int:
     for note in config.overruled(settings, overrides, _trained(last, settings)):
         print(note)
     for model in {"train": (settings.model,), "compare": settings.models}.get(last, ()):
-        config.check_model(settings, model)  # now, rather than after the models before it
+        check_model(settings, model)  # now, rather than after the models before it
     if "dry_run" in options:
         asking.dry_run(settings, stage, print)
     elif stage in asking.STAGES:
@@ -336,7 +337,7 @@ def _options(stage: str | None, values: dict[str, str]) -> dict[str, Any]:
 
 
 def _typed(key: str, value: str) -> Any:
-    from recbole_edt.config import read_yaml
+    from recbole_edt.plain_yaml import read_yaml
 
     if key in TEXTS and not value.strip():
         raise ConfigError(f"--{key} is empty; give a value, or leave it out")

@@ -319,8 +319,8 @@ def register() -> None:
     import recbole.trainer as trainers
     from recbole.utils.argument_list import dataset_arguments
 
-    from recbole_edt.config import DATASET_KEYS
     from recbole_edt.dataset import EDTDataset
+    from recbole_edt.defaults import DATASET_KEYS
     from recbole_edt.methods import METHODS, named
 
     own_modules, ours = {}, []

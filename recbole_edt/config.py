@@ -1,4 +1,4 @@
-"""YAML files and command-line values to checked settings, and RecBole's ``Config`` without its traps.
+"""YAML files and command-line values to checked settings.
 
 RecBole's keys keep their names; ours stand in groups (``prepare``, ``embed``, ``augment``, ``profile``, ``llm``,
 ``recommend``, ``tune``, ``experiment``) or beside RecBole's, and every key that nobody knows is an error that names
@@ -8,113 +8,34 @@ the nearest right one.
 from __future__ import annotations
 
 import copy
-import difflib
-import math
 import re
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
-from functools import cache, lru_cache
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-import yaml
-from recbole.config import Config
-from recbole.utils import ModelType, argument_list, get_model
-
-from recbole_edt import compat
 from recbole_edt.augment import AugmentConfig
+from recbole_edt.checks import Fault, as_list, check_values, is_whole, topk_problem, unknown
+from recbole_edt.defaults import (
+    RUN_DEFAULTS,
+    examples_of,
+    hyper_parameters,
+    is_model,
+    keys_of_others,
+    near_model,
+    properties,
+    written,
+)
 from recbole_edt.embeddings import EMBEDDERS, ENDPOINT
 from recbole_edt.endpoint import is_near, is_same_server
-from recbole_edt.errors import ConfigError, choice_faults, kind_of, same_kind
+from recbole_edt.errors import ConfigError, choice_faults
 from recbole_edt.evaluation import METRICS, OVERALL
 from recbole_edt.histories import ENDINGS
 from recbole_edt.llm import LLMConfig
 from recbole_edt.methods import DEFAULT, METHODS
-from recbole_edt.profiles import PIPELINES, SRA, ProfileConfig
+from recbole_edt.plain_yaml import TOO_DEEP, read_file, read_yaml
+from recbole_edt.profiles import SRA, ProfileConfig
 from recbole_edt.raw import PrepareConfig
-
-# Keys of EDTDataset, for RecBole's comparison of cached data sets.
-DATASET_KEYS = (
-    "domains",
-    "k_core",
-    "use_generated",
-    "training",
-    "inserted_as_targets",
-    "item_embeddings",
-    "user_profiles",
-    "profiles",
-)
-
-# Models that baselines.py trains by whole sequences.
-SEQUENCE_MODELS = ("SASRec", "GRU4Rec", "BERT4Rec")
-
-# Models that need item features, a knowledge graph, a library that is not here, or training in several stages.
-NEED_MORE = ("NCL", "DIEN", "DIN", "FDSA", "FEARec", "GRU4RecF", "GRU4RecKG", "KSR", "S3Rec", "SASRecF", "RaCT")
-
-# Ours instead of RecBole's defaults, for every model alike.
-RUN_DEFAULTS: dict[str, Any] = {
-    "eval_args": {"split": {"LS": "valid_and_test"}, "order": "TO", "group_by": "user", "mode": "full"},
-    "metrics": ["Hit", "NDCG", "MRR"],
-    "topk": [5, 10, 20],
-    "valid_metric": "NDCG@10",
-    "show_progress": False,
-    "seed": 42,
-    "epochs": 300,
-    "stopping_step": 20,
-    "train_batch_size": 512,
-    "eval_batch_size": 512,
-    "training": "sequence",
-    "inserted_as_targets": True,
-    "metric_decimal_place": 6,
-    "compile": False,
-}
-
-# Sizes and rates by name, bounds included; the type of a key is that of its default.
-RANGES: dict[str, tuple[float, float]] = {
-    **dict.fromkeys(("epochs", "finetune_epochs", "stopping_step", "finetune_stopping_step"), (0, math.inf)),
-    **dict.fromkeys(("train_batch_size", "eval_batch_size", "eval_step", "MAX_ITEM_LIST_LENGTH"), (1, math.inf)),
-    **dict.fromkeys(("hidden_size", "inner_size", "embedding_size"), (1, math.inf)),
-    **dict.fromkeys(("n_layers", "n_heads", "num_layers", "block_num", "kernel_size"), (1, math.inf)),
-    **dict.fromkeys(("hidden_dropout_prob", "attn_dropout_prob", "dropout_prob", "adapter_dropout"), (0, 1)),
-    **dict.fromkeys(("mask_ratio", "ft_ratio"), (0, 1)),
-    "learning_rate": (0, 1e3),
-    "finetune_learning_rate": (1e-12, 1e3),
-    **dict.fromkeys(("worker", "initializer_range", "loss_decimal_place", "metric_decimal_place"), (0, math.inf)),
-    "weight_decay": (0, math.inf),
-    "seed": (0, 2**32 - 1),
-}
-
-# RecBole takes Adam for every other, and says so in its log alone.
-LEARNERS = ("adam", "adamw", "sgd", "adagrad", "rmsprop", "sparse_adam")
-
-# RecBole's keys that would change rows or columns behind the back of the stages before training, or do nothing.
-FIXED = {
-    **dict.fromkeys(
-        (
-            "rm_dup_inter",
-            "val_interval",
-            "filter_inter_by_user_or_item",
-            "user_inter_num_interval",
-            "item_inter_num_interval",
-        ),
-        "rows are filtered by k_core alone, so that every stage sees the same split",
-    ),
-    **dict.fromkeys(
-        ("USER_ID_FIELD", "ITEM_ID_FIELD", "TIME_FIELD", "field_separator"),
-        "the columns are user_id, item_id and timestamp, separated by tabs; convert the files",
-    ),
-    **dict.fromkeys(
-        (
-            *("normalize_field", "normalize_all", "discretization", "threshold", "preload_weight"),
-            *("load_col", "unload_col", "additional_feat_suffix"),
-        ),
-        "no column but the ids and the order in time reaches a model",
-    ),
-    "metrics": "hit, NDCG and MRR are always measured; choose their cut-offs by topk",
-    "benchmark_filename": "the split is made here: leave-one-out in time",
-    "repeatable": "an item may be met again",
-}
 
 
 @dataclass(frozen=True)
@@ -142,7 +63,7 @@ class EmbedConfig:
             found.append(f"vectors: {self.vectors!r} is not the path of a file")
         if self.embedder == ENDPOINT and not (isinstance(self.model, str) and self.model):
             found.append(f"model: {self.model!r}; the embedder 'endpoint' needs the name of an embedding model")
-        if self.dimensions is not None and (not _is_whole(self.dimensions) or self.dimensions < 1):
+        if self.dimensions is not None and (not is_whole(self.dimensions) or self.dimensions < 1):
             found.append(f"dimensions: {self.dimensions!r} is not a whole number of at least 1")
         return found + self._endpoint_faults()
 
@@ -173,7 +94,7 @@ class RecommendConfig:
 
     def faults(self) -> list[str]:
         found = []
-        if not _is_whole(self.k) or self.k < 1:
+        if not is_whole(self.k) or self.k < 1:
             found.append(f"k: {self.k!r} is not a whole number above 0")
         for key in ("seen", "train_on_all"):
             if not isinstance(getattr(self, key), bool):
@@ -209,7 +130,7 @@ class RecommendConfig:
     @property
     def user_list(self) -> list[str]:
         """The wanted users' ids; those of a file are still in it."""
-        users = self.users.split(",") if isinstance(self.users, str) else _as_list(self.users)
+        users = self.users.split(",") if isinstance(self.users, str) else as_list(self.users)
         texts = [str(user).strip() for user in users if isinstance(user, str | int) and not isinstance(user, bool)]
         return texts if len(texts) == len(users) and all(texts) else []
 
@@ -229,11 +150,11 @@ class TuneConfig:
 
     def faults(self) -> list[str]:
         found = []
-        if self.trials is not None and (not _is_whole(self.trials) or self.trials < 1):
+        if self.trials is not None and (not is_whole(self.trials) or self.trials < 1):
             found.append(f"trials: {self.trials!r} is not a whole number above 0")
         if not isinstance(self.space, str) or not self.space:
             found.append(f"space: {self.space!r} is not default, paper or the path of a YAML file")
-        if not _is_whole(self.seed) or self.seed < 0:
+        if not is_whole(self.seed) or self.seed < 0:
             found.append(f"seed: {self.seed!r} is not a whole number of at least 0")
         if self.tuned is not None and (not isinstance(self.tuned, list) or not all(map(is_model, self.tuned))):
             found.append(f"tuned: {self.tuned!r} is not a list of models")
@@ -341,68 +262,6 @@ class Settings:
 OWN = {f.name for f in fields(Settings)} - {"recbole", "command", "given", "data_variant", "pipelines"}
 
 
-class _Loader(yaml.SafeLoader):
-    """Plain YAML, except that 1e-3 is a number and that a key given twice is an error."""
-
-    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
-        seen = set()
-        for key, _ in node.value:
-            if str(key.value) in seen:
-                raise yaml.MarkedYAMLError(problem=f"key '{key.value}' is given twice", problem_mark=key.start_mark)
-            seen.add(str(key.value))
-        return super().construct_mapping(node, deep)
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)[eE][-+]?[0-9]+$"),
-    list("-+.0123456789"),
-)
-
-
-TOO_DEEP = "a value is nested too deep, or holds itself; write it out without '&' and '*'"
-
-
-def read_yaml(text: str, where: str = "configuration") -> Any:
-    """Parse YAML without building any object but plain ones.
-
-    Raises: ConfigError with the line and column of a syntax error.
-    """
-    try:
-        return copy.deepcopy(_parsed(text))
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        place = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
-        raise ConfigError(f"{where}{place}: {getattr(error, 'problem', error)}") from None
-    except ValueError as error:  # a date such as 2020-13-45
-        raise ConfigError(f"{where}: {error}; put the text in quotes") from None
-    except RecursionError:
-        raise ConfigError(f"{where}: {TOO_DEEP}") from None
-
-
-@lru_cache(maxsize=64)
-def _parsed(text: str) -> Any:
-    return yaml.load(text, Loader=_Loader)  # slow, and RecBole's own files are read again for every variant
-
-
-def read_file(path: Path) -> dict[str, Any]:
-    """One configuration file as a mapping.
-
-    Raises: ConfigError if it is missing, not UTF-8 or not a mapping.
-    """
-    try:
-        values = read_yaml(path.read_text(encoding="utf-8"), str(path))
-    except FileNotFoundError:
-        raise ConfigError(f"{path} does not exist") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} cannot be read: {error}") from None
-    if values is None:
-        return {}
-    if not isinstance(values, dict):
-        raise ConfigError(f"{path}: expected 'key: value' lines, found a {type(values).__name__}")
-    return values
-
-
 def load(
     dataset: str,
     config_files: Iterable[Path] = (),
@@ -436,7 +295,7 @@ def load(
 
 def topk_of(settings: Settings) -> list[int]:
     """The cut-offs of metrics."""
-    return _as_list(settings.recbole.get("topk", RUN_DEFAULTS["topk"]))
+    return as_list(settings.recbole.get("topk", RUN_DEFAULTS["topk"]))
 
 
 def own_file(dataset: str) -> Path:
@@ -500,11 +359,6 @@ def _origin(key: str, origin: Mapping[str, str]) -> str:
     return origin.get(key, "configuration")
 
 
-# ---- checks ------------------------------------------------------------------------------------------------------
-
-Fault = Callable[[str, str], None]
-
-
 def _settings(values: dict[str, Any], origin: Mapping[str, str], asks: bool = True) -> Settings:
     faults: list[str] = []
     given = copy.deepcopy(values)
@@ -523,16 +377,16 @@ def _settings(values: dict[str, Any], origin: Mapping[str, str], asks: bool = Tr
     _check_own(kwargs, fault)
     _check_generators(kwargs, fault, asks)
     _check_models(kwargs, fault)
-    examples = _examples([*kwargs["models"], kwargs.get("model"), *METHODS])
-    _check_values("", kwargs["recbole"], examples, fault)
+    examples = examples_of([*kwargs["models"], kwargs.get("model"), *METHODS])
+    check_values("", kwargs["recbole"], examples, fault, (*OWN, *GROUPS))
     _check_profiles(values, fault)
     for model, own in kwargs.get("model_settings", {}).items():
-        known = _examples([model])
-        shared = {} if model in METHODS else {key: examples[key] for key in examples.keys() - _keys_of_others(model)}
+        known = examples_of([model])
+        shared = {} if model in METHODS else {key: examples[key] for key in examples.keys() - keys_of_others(model)}
         for key in [one for one in own if one in {*OWN, *GROUPS, "topk", "metrics"}]:  # in the order they were given
             fault(f"model_settings.{model}.{key}", f"model_settings.{model}.{key}: {key} is one for all models")
             del own[key]
-        _check_values(f"model_settings.{model}.", own, {**shared, **known}, fault)
+        check_values(f"model_settings.{model}.", own, {**shared, **known}, fault)
     _check_valid_metrics(kwargs, fault)
     if not faults:
         _check_methods(kwargs, fault)
@@ -567,7 +421,7 @@ def _group(name: str, cls: type, value: Any, fault: Fault) -> Any:
     allowed = {f.name for f in fields(cls)}
     given = value or {}
     for key in [one for one in given if one not in allowed]:
-        fault(f"{name}.{key}", _unknown(f"{name}.{key}", {f"{name}.{one}" for one in allowed}))
+        fault(f"{name}.{key}", unknown(f"{name}.{key}", {f"{name}.{one}" for one in allowed}))
     group = cls(**{key: one for key, one in given.items() if key in allowed})
     for message in group.faults():
         fault(f"{name}.{message.partition(':')[0]}", f"{name}.{message}")
@@ -601,15 +455,6 @@ def _check_embedding_key(kwargs: Mapping[str, Any], fault: Fault, asks: bool) ->
         )
 
 
-def _unknown(key: Any, known: Iterable[str]) -> str:
-    near = difflib.get_close_matches(str(key), list(known), n=1, cutoff=0.6)
-    return f"unknown key '{key}'" + (f" (did you mean '{near[0]}'?)" if near else "")
-
-
-def _is_whole(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
 def _check_own(kwargs: dict[str, Any], fault: Fault) -> None:
     for key in ("data_path", "runs_path"):
         if key in kwargs:
@@ -621,19 +466,19 @@ def _check_own(kwargs: dict[str, Any], fault: Fault) -> None:
         fault("candidates", f"candidates: {candidates!r} is not one of domain, all, sampled-N")
     domains = kwargs.get("domains")
     if domains is not None:
-        if OVERALL in _as_list(domains):
+        if OVERALL in as_list(domains):
             fault("domains", f"domains: {OVERALL!r} is the name for all users in every table; give the domain another")
         if isinstance(domains, list | tuple) and len(set(map(str, domains))) == 2 == len(domains):
             kwargs["domains"] = tuple(map(str, domains))
         else:
             fault("domains", f"domains: expected two names such as [food, kitchen], found {domains!r}")
     seeds = kwargs.get("seeds", Settings.seeds)
-    seeds = [read_yaml(one) for one in seeds.replace(",", " ").split()] if isinstance(seeds, str) else _as_list(seeds)
-    if not seeds or not all(_is_whole(seed) and 0 <= seed < 2**32 for seed in seeds) or len(set(seeds)) < len(seeds):
+    seeds = [read_yaml(one) for one in seeds.replace(",", " ").split()] if isinstance(seeds, str) else as_list(seeds)
+    if not seeds or not all(is_whole(seed) and 0 <= seed < 2**32 for seed in seeds) or len(set(seeds)) < len(seeds):
         fault("seeds", f"seeds: expected different whole numbers such as [42, 44, 46], found {kwargs.get('seeds')!r}")
     kwargs["seeds"] = tuple(seeds)
     k_core = kwargs.get("k_core", 0)
-    if not _is_whole(k_core) or k_core < 0:
+    if not is_whole(k_core) or k_core < 0:
         fault("k_core", f"k_core: {k_core!r} is not a whole number of at least 0")
 
 
@@ -666,106 +511,12 @@ def _check_model_name(key: str, model: Any, fault: Fault) -> None:
         fault(key, f"{key}: unknown model '{model}'{near_model(model)}")
 
 
-def _check_values(prefix: str, values: Mapping[str, Any], examples: Mapping[str, list[Any]], fault: Fault) -> None:
-    """RecBole's keys and the models': known, of the type of a default, in range."""
-    for key, value in values.items():
-        name = f"{prefix}{key}"
-        if key not in examples:
-            fault(name, _unknown(name, {f"{prefix}{one}" for one in {*examples, *(() if prefix else (*OWN, *GROUPS))}}))
-        elif key in FIXED and value not in examples[key]:
-            fault(name, f"{name}: {value!r} is not supported here: {FIXED[key]}")
-        elif problem := SPECIAL[key](value, values) if key in SPECIAL else _problem(key, value, examples[key]):
-            fault(name, f"{name}: {problem}")
-
-
-def _problem(key: str, value: Any, examples: list[Any]) -> str | None:
-    """What is wrong with a value, by RecBole's own default and by the key's range."""
-    if None not in examples and not any(same_kind(value, example) for example in examples):
-        return f"{value!r} is not {kind_of(examples[0])}"
-    low, high = RANGES.get(key, (-math.inf, math.inf))
-    if isinstance(value, int | float) and not (low <= value <= high and math.isfinite(value)):
-        return f"{value!r} is not a number of at least {low}" + (f" and at most {high}" if high < math.inf else "")
-    return None
-
-
-def _topk_problem(value: Any, values: Mapping[str, Any]) -> str | None:
-    if all(_is_whole(k) and k > 0 for k in _as_list(value)) and value != []:
-        return None
-    return f"{value!r} is not a list of whole numbers above 0"
-
-
-def _eval_args_problem(value: Any, values: Mapping[str, Any]) -> str | None:
-    fixed = RUN_DEFAULTS["eval_args"]
-    if isinstance(value, Mapping) and all(fixed.get(key) == one for key, one in value.items()):
-        return None
-    return f"fixed to {fixed}; who is ranked is chosen by the key 'candidates'"
-
-
-def _one_of(*known: str) -> Callable[[Any, Mapping[str, Any]], str | None]:
-    return lambda value, values: None if value in known else f"{value!r} is not one of {', '.join(known)}"
-
-
-def _learner_problem(value: Any, values: Mapping[str, Any]) -> str | None:
-    return None if str(value).lower() in LEARNERS else f"{value!r} is not one of {', '.join(LEARNERS)}"
-
-
-def _gpu_problem(value: Any, values: Mapping[str, Any]) -> str | None:
-    return None if re.fullmatch(r"[\d, ]*", str(value)) else f"{value!r} is not a list of numbers such as 0 or '0,1'"
-
-
-def _negatives_problem(value: Any, values: Mapping[str, Any]) -> str | None:
-    known = ("uniform", "popularity")
-    if value is None or (isinstance(value, Mapping) and value.get("distribution", known[0]) in known):
-        return None
-    return f"{value!r} is not a mapping such as {{distribution: uniform, sample_num: 1}}, uniform or popularity"
-
-
-def _clip_problem(value: Any, values: Mapping[str, Any]) -> str | None:
-    keys = set(value) if isinstance(value, Mapping) else set()
-    fits = {"max_norm"} <= keys <= {"max_norm", "norm_type"} and all(same_kind(one, 1.0) for one in value.values())
-    return None if value is None or fits else f"{value!r} is not a mapping such as {{max_norm: 5, norm_type: 2}}"
-
-
-def _dropouts_problem(value: Any, values: Mapping[str, Any]) -> str | None:
-    if len(_as_list(value)) > 1 and all(same_kind(one, 1.0) and 0 <= one <= 1 for one in value):
-        return None
-    return f"{value!r} is not a list of two numbers of at least 0 and at most 1"
-
-
-def _file_problem(value: Any, values: Mapping[str, Any]) -> str | None:
-    return None if isinstance(value, str | None) else f"{value!r} is not the path of a file"
-
-
-def _wandb_problem(value: Any, values: Mapping[str, Any]) -> str | None:
-    if not isinstance(value, bool):
-        return f"{value!r} is not true or false"
-    return "needs a package that is not here: pip install wandb" if value and not find_spec("wandb") else None
-
-
-SPECIAL: dict[str, Callable[[Any, Mapping[str, Any]], str | None]] = {
-    "topk": _topk_problem,
-    "dilations": _topk_problem,
-    "eval_args": _eval_args_problem,
-    "training": _one_of("sequence", "prefix"),
-    "profiles": _one_of(*PIPELINES),
-    "hidden_act": _one_of("gelu", "relu", "swish", "tanh", "sigmoid"),
-    "learner": _learner_problem,
-    "train_neg_sample_args": _negatives_problem,
-    "clip_grad_norm": _clip_problem,
-    "dropout_probs": _dropouts_problem,
-    "item_embeddings": _file_problem,
-    "user_profiles": _file_problem,
-    "log_wandb": _wandb_problem,
-    "gpu_id": _gpu_problem,
-}
-
-
 def _check_valid_metrics(kwargs: Mapping[str, Any], fault: Fault) -> None:
     """Whether what is validated by is measured, of all models and of each with one of its own."""
     shared = {**RUN_DEFAULTS, **kwargs["recbole"]}
-    if _topk_problem(shared["topk"], {}):
+    if topk_problem(shared["topk"], {}):
         return
-    topk = _as_list(shared["topk"])
+    topk = as_list(shared["topk"])
     found = {"valid_metric": shared["valid_metric"]}
     for model, own in kwargs["model_settings"].items():
         found |= {f"model_settings.{model}.{key}": value for key, value in own.items() if key == "valid_metric"}
@@ -786,10 +537,6 @@ def _check_profiles(values: Mapping[str, Any], fault: Fault) -> None:
         fault("profile.pipeline", f"profile.pipeline: {said}")
 
 
-def _as_list(value: Any) -> list[Any]:
-    return list(value) if isinstance(value, list | tuple) else [value]
-
-
 def _check_methods(kwargs: Mapping[str, Any], fault: Fault) -> None:
     """What the methods to train say about their keys."""
     for model in dict.fromkeys([DEFAULT, kwargs.get("model"), *kwargs["models"], *kwargs["model_settings"]]):
@@ -801,192 +548,13 @@ def _check_methods(kwargs: Mapping[str, Any], fault: Fault) -> None:
             fault(f"model_settings.{model}.{key}" if key in own else key, message)
 
 
-def check_model(settings: Settings, model: str) -> None:
-    """What RecBole's own models would only find out when they are built.
-
-    Raises: ConfigError if the settings of one model do not fit together.
-    """
-    if model not in METHODS:
-        _check_needs(model)
-    values = {**_defaults(model), **model_values(settings, model)}
-    if model in SEQUENCE_MODELS:
-        _check_loss(model, values)
-    if values.get("norm_first"):
-        _check_norm_first(settings, model, values)
-    transformer = values["backbone"] if model in METHODS else model
-    heads = values["n_heads"] if "n_heads" in _defaults(transformer) else 1
-    if values.get("hidden_size", 0) % heads:
-        raise ConfigError(f"{model}: hidden_size: {values['hidden_size']} is not a multiple of n_heads, {heads}")
-
-
-def _check_loss(model: str, values: Mapping[str, Any]) -> None:
-    """BERT4Rec and rows of prefixes have RecBole's losses alone."""
-    by_sequence = values.get("training", RUN_DEFAULTS["training"]) == "sequence" and model != "BERT4Rec"
-    known = ("BPR", "CE", "BCE", "SSM") if by_sequence else ("BPR", "CE")
-    if values["loss_type"] not in known:
-        raise ConfigError(
-            f"{model}: loss_type: {values['loss_type']!r} is not one of {', '.join(known)}; "
-            "a loss for one model alone goes under model_settings.MODEL"
-        )
-
-
-def _check_norm_first(settings: Settings, model: str, values: Mapping[str, Any]) -> None:
-    """Refuses the key where it would do nothing."""
-    from recbole_edt.backbones import PRE_NORM
-
-    if model in PRE_NORM and values.get("training") == "prefix":
-        raise ConfigError(f"{model}: norm_first needs training: sequence; by prefix the model is RecBole's own")
-    known = [*PRE_NORM, *METHODS]
-    if model not in known and "norm_first" in (settings.model_settings.get(model) or {}):
-        raise ConfigError(f"{model}: norm_first is for {', '.join(known[:-1])} and {known[-1]}")
-
-
-def _check_needs(model: str) -> None:
-    """Whether users, items and time are all that a model of RecBole trains on."""
-    try:
-        kind = get_model(model).type
-    except ImportError as error:
-        raise ConfigError(f"{model}: {error}; install it, or choose another model") from None
-    if model in NEED_MORE or kind not in (ModelType.GENERAL, ModelType.TRADITIONAL, ModelType.SEQUENTIAL):
-        raise ConfigError(
-            f"{model} needs more than interactions, such as features, a knowledge graph or a further library; "
-            "choose a general or sequential model, such as BPR or SASRec"
-        )
-
-
-# ---- RecBole -----------------------------------------------------------------------------------------------------
-
-
-def _properties() -> Path:
-    spec = find_spec("recbole")
-    if spec is None or not spec.submodule_search_locations:
-        compat.check()
-        raise ConfigError("RecBole cannot be found")
-    return Path(spec.submodule_search_locations[0]) / "properties"
-
-
-def _defaults(model: str) -> dict[str, Any]:
-    """Hyper-parameters of one model: those in its RecBole property file, or a method's own and its backbones'."""
-    from recbole_edt.backbones import BACKBONES
-
-    if model in METHODS:
-        backbones = [_defaults(backbone) for backbone in BACKBONES]
-        return {key: value for one in [*backbones, METHODS[model].defaults()] for key, value in one.items()}
-    values = _written(model)
-    if model in BACKBONES:
-        return values
-    # Elsewhere RecBole writes 1 for 1.0.
-    return {key: float(value) if _is_whole(value) else value for key, value in values.items()}
-
-
-def _written(model: str) -> dict[str, Any]:
-    """RecBole's property file of one of its models."""
-    path = _properties() / "model" / f"{model}.yaml"
-    return read_file(path) if path.is_file() else {}
-
-
 def default_of(model: str, key: str) -> Any:
     """The default of a key as its group, RecBole or a method writes it; None if there is none."""
     group, _, name = key.partition(".")
     if group in GROUPS:
         return getattr(GROUPS[group](), name)
-    own = _defaults(model) if model in METHODS else _written(model)
-    return {**read_file(_properties() / "overall.yaml"), **RUN_DEFAULTS, **own}.get(key)
-
-
-def defaults_of(model: str, backbone: str = "") -> dict[str, Any]:
-    """Hyper-parameters of one model; of a method those of the chosen backbone and its own."""
-    if model not in METHODS:
-        return _defaults(model)
-    own = METHODS[model].defaults()
-    return {**_defaults(backbone or str(own["backbone"])), **own}
-
-
-def _examples(models: Iterable[Any]) -> dict[str, list[Any]]:
-    """Every key that RecBole or one of ``models`` understands, with its defaults."""
-    arguments = (
-        argument_list.general_arguments,
-        argument_list.training_arguments,
-        argument_list.evaluation_arguments,
-        argument_list.dataset_arguments,
-    )
-    free = dict.fromkeys([*DATASET_KEYS, *(key for keys in arguments for key in keys)])
-    files = [read_file(_properties() / f"{name}.yaml") for name in ("overall", "dataset/sample")]
-    general = {key: value for one in [free, *files, RUN_DEFAULTS] for key, value in one.items()}
-    general["use_generated"] = True
-    found: dict[str, list[Any]] = {}
-    for one in [general, *map(_defaults, dict.fromkeys(filter(is_model, models)))]:
-        for key, value in one.items():
-            found.setdefault(key, []).append(value)
-    return found
-
-
-def is_model(name: Any) -> bool:
-    """Whether RecBole or this library has a model of this name."""
-    return isinstance(name, str) and name in _model_names()
-
-
-def _model_names() -> list[str]:
-    return [*sorted(path.stem for path in (_properties() / "model").glob("*.yaml")), *METHODS]
-
-
-def near_model(name: str) -> str:
-    """A hint for a mistyped model name."""
-    names = {n.lower(): n for n in _model_names()}
-    near = difflib.get_close_matches(str(name).lower(), names, n=1)
-    return f" (did you mean '{names[near[0]]}'?)" if near else ""
-
-
-class EDTConfig(Config):
-    """RecBole's ``Config`` without command-line parsing, ``eval`` and lists shared between runs."""
-
-    def _init_parameters_category(self) -> None:
-        super()._init_parameters_category()
-        self.parameters = {name: list(keys) for name, keys in self.parameters.items()}
-
-    def _load_cmd_line(self) -> dict:
-        return {}  # RecBole would evaluate sys.argv, whoever's it is
-
-    def _convert_config_dict(self, config_dict: dict) -> dict:
-        return config_dict  # values are typed already; RecBole would eval() strings
-
-    def _load_internal_config_dict(self, model: str, model_class: type, dataset: str) -> None:
-        super()._load_internal_config_dict(model, model_class, dataset)
-        self.internal_config_dict.update(RUN_DEFAULTS)
-        if model_class.type != ModelType.SEQUENTIAL:
-            return
-        merged = {**self.internal_config_dict, **self.external_config_dict}
-        by_sequence = model in METHODS or (merged["training"] == "sequence" and model in SEQUENCE_MODELS)
-        if by_sequence or merged.get("loss_type") == "CE":
-            # Negatives are drawn by the loss, if at all; RecBole refuses CE with a sampler.
-            self.internal_config_dict["train_neg_sample_args"] = None
-        if by_sequence:
-            self.internal_config_dict["transform"] = None  # BERT4Rec masks inside its loss
-
-
-def model_values(settings: Settings, model: str) -> dict[str, Any]:
-    """The settings of one model: those for all, then its own; for a method which profiles it reads, if not its own.
-
-    Of those for all it has no key that only other methods know: it would name another run of the same numbers.
-    """
-    foreign = _keys_of_others(model)
-    shared = {key: value for key, value in settings.recbole.items() if key not in foreign}
-    values = {**shared, **(settings.model_settings.get(model) or {})}
-    if model in METHODS and profiles_of(settings, model) != METHODS[model].profiles:
-        values["profiles"] = profiles_of(settings, model)
-    return values
-
-
-SHARED_WITH_BASELINES = ("norm_first", "n_negatives")
-"""Keys of the methods that `SEQUENCE_MODELS` have here, too."""
-
-
-@cache
-def _keys_of_others(model: str) -> frozenset[str]:
-    """Keys that are those of methods alone, and not of this model."""
-    known = {*_defaults(model), *(SHARED_WITH_BASELINES if model in SEQUENCE_MODELS else ())}
-    known |= {"profiles"} if model in METHODS else set()
-    return frozenset(("profiles", *(key for method in METHODS.values() for key in method.defaults()))) - known
+    own = hyper_parameters(model) if model in METHODS else written(model)
+    return {**read_file(properties() / "overall.yaml"), **RUN_DEFAULTS, **own}.get(key)
 
 
 def overruled(settings: Settings, given: Collection[str], models: Iterable[str]) -> list[str]:
@@ -1015,21 +583,3 @@ def budget_note(settings: Settings, models: Sequence[str]) -> str:
     others = [model for model in models if model not in tuned]
     note = f"Hyper-parameters: {BEST_OF.format(settings.tune.trials)}"
     return f"{note} ({', '.join(tuned)}); as given: {', '.join(others)}." if others else f"{note}."
-
-
-def recbole_config(settings: Settings, model: str, dataset: str, checkpoint_dir: Path) -> Any:
-    """RecBole's configuration for one model on one set of atomic files.
-
-    Precedence: RecBole's defaults, ours, the settings, the model's own settings.
-    """
-    compat.check()
-    compat.apply()
-    values = model_values(settings, model)
-    values.update(
-        data_path=str(settings.data_path), checkpoint_dir=str(checkpoint_dir), domains=settings.domains
-    )
-    if values.get("train_neg_sample_args", {}) is None:
-        del values["train_neg_sample_args"]  # a model without negatives has none by itself; others need them
-    if values.get("use_gpu") is False:
-        values["gpu_id"] = ""  # RecBole picks its device by gpu_id alone
-    return EDTConfig(METHODS[model].load() if model in METHODS else model, dataset, config_dict=values)

@@ -45,6 +45,11 @@ def whole_number_faults(settings: Any, least: Mapping[str, int]) -> list[str]:
     ]
 
 
+def is_whole(value: Any) -> bool:
+    """Whether a value is a whole number."""
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
 def same_kind(value: Any, example: Any) -> bool:
     """Whether a value may stand where a default of this type does; a whole number is a number, too."""
     if isinstance(example, bool) or isinstance(value, bool):

@@ -42,6 +42,7 @@ from recbole_edt.errors import ConfigError, EDTError
 from recbole_edt.evaluation import GROUP_LABELS, OVERALL, domain_metrics, domains_of, group_metrics
 from recbole_edt.files import read_json, write_json, write_safely
 from recbole_edt.methods import METHODS
+from recbole_edt.model_config import check_model, model_values
 from recbole_edt.profiles import infix
 from recbole_edt.split import domain_ratio, training_rows
 from recbole_edt.tables import Column, ResultTable
@@ -228,7 +229,7 @@ def baselines(settings: Settings) -> list[Row]:
     rows = [Row(METHODS[name].title if name in METHODS else name, name) for name in names if name != "LLMEDT"]
     if "LLMEDT" not in names:
         return rows
-    own = config.model_values(settings, "LLMEDT")
+    own = model_values(settings, "LLMEDT")
     backbone = own.get("backbone", "SASRec")
     text = {"item_representation": "llm+id"} if own.get("item_representation") == "id" else {}  # ids alone have none
     with_text = [(f"{backbone} from text", FROM_TEXT), (f"{backbone} + text", {**NO_PARTS, **text})]
@@ -261,7 +262,7 @@ def cluster_numbers(settings: Settings) -> list[Row]:
 
 def alphas(settings: Settings) -> list[Row]:
     """The weight of the alignment, the given one among the paper's."""
-    given = float(config.model_values(settings, "LLMEDT").get("alpha", 0.7))
+    given = float(model_values(settings, "LLMEDT").get("alpha", 0.7))
     others = [one for one in ALPHAS if f"{one:g}" != f"{given:g}"]  # a search gives 0.30000000000000004 for 0.3
     values = sorted([*others, given])
     return [Row(f"alpha {one:g}", "LLMEDT", {} if one == given else {"alpha": one}) for one in values]
@@ -962,7 +963,7 @@ def check(settings: Settings, rows: Sequence[Row]) -> None:
     faults = []
     for row in rows:
         try:
-            config.check_model(settings_of(settings, row, settings.seeds[0]), row.model)
+            check_model(settings_of(settings, row, settings.seeds[0]), row.model)
         except EDTError as error:
             faults.append(str(error))
     if faults:

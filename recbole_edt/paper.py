@@ -8,7 +8,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from recbole_edt.config import Settings, read_file
+from recbole_edt.config import Settings
+from recbole_edt.plain_yaml import read_file
 from recbole_edt.tables import Column, ResultTable
 
 FILE = Path(__file__).parent / "paper.yaml"

@@ -12,11 +12,12 @@ import pandas as pd
 
 from recbole_edt import histories, provenance, report, stages, training
 from recbole_edt import recommend as recommending
-from recbole_edt.config import Settings, model_values, topk_of
+from recbole_edt.config import Settings, topk_of
 from recbole_edt.costs import Usage
 from recbole_edt.errors import ConfigError
 from recbole_edt.files import library_versions, write_json, write_text
 from recbole_edt.methods import DEFAULT
+from recbole_edt.model_config import model_values
 from recbole_edt.tables import ResultTable, escape_markdown
 from recbole_edt.writer import LiveWriter
 

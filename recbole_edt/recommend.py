@@ -16,13 +16,15 @@ from torch import Tensor
 from tqdm import tqdm
 
 from recbole_edt.baselines import SEQUENCE_ROWS, sequence_trained
-from recbole_edt.config import Settings, is_model, recbole_config
+from recbole_edt.config import Settings
 from recbole_edt.dataset import EDTDataset, Sequences, artefacts_hash
+from recbole_edt.defaults import is_model
 from recbole_edt.errors import DataError
 from recbole_edt.evaluation import VectorScores
 from recbole_edt.files import faults_of, read_json, write_safely
 from recbole_edt.histories import Histories, batches
 from recbole_edt.methods import METHODS
+from recbole_edt.model_config import recbole_config
 from recbole_edt.split import catalogue_hash, leave_one_out, split_hash
 from recbole_edt.trainer import load_weights
 

@@ -31,8 +31,9 @@ from recbole_edt import provenance, report, split, stages
 from recbole_edt import recommend as recommending
 from recbole_edt.baselines import SEQUENCE_ROWS, sequence_trained
 from recbole_edt.candidates import CandidateTable
-from recbole_edt.config import RUN_DEFAULTS, Settings, defaults_of, model_values, read_file, recbole_config
+from recbole_edt.config import Settings
 from recbole_edt.dataset import EDTDataset, SequenceLoader, artefacts_hash, eval_loader, rows_for, sees_generated
+from recbole_edt.defaults import RUN_DEFAULTS, defaults_of
 from recbole_edt.errors import DataError
 from recbole_edt.evaluation import RankCollector, RankEvaluator, read_ranks, standard_groups, write_ranks
 from recbole_edt.files import (
@@ -46,6 +47,8 @@ from recbole_edt.files import (
     write_text,
 )
 from recbole_edt.methods import DEFAULT, METHODS
+from recbole_edt.model_config import model_values, recbole_config
+from recbole_edt.plain_yaml import read_file
 from recbole_edt.split import catalogue_hash
 from recbole_edt.trainer import LLMEDTTrainer, PhaseConfig, load_weights, trainer_class
 

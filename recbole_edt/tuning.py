@@ -20,9 +20,12 @@ import yaml
 
 import recbole_edt
 from recbole_edt import ablation, config, figures, pipeline, report, stages, training
-from recbole_edt.config import RUN_DEFAULTS, Settings, model_values
+from recbole_edt.config import Settings
+from recbole_edt.defaults import RUN_DEFAULTS, is_model, near_model
 from recbole_edt.errors import ConfigError, DataError, EDTError, LLMError
 from recbole_edt.files import library_versions, read_json, sha256_of, write_json, write_safely, write_text
+from recbole_edt.model_config import check_model, model_values
+from recbole_edt.plain_yaml import read_file
 from recbole_edt.split import catalogue_hash
 from recbole_edt.tables import Column, ResultTable
 from recbole_edt.writer import llm_identity
@@ -53,14 +56,14 @@ def read_space(settings: Settings, models: Sequence[str]) -> dict[str, Space]:
     Raises: ConfigError listing every range that is none, and every value that a model does not take.
     """
     path = space_path(settings)
-    content = config.read_file(path)
+    content = read_file(path)
     faults = [
         f"{path}: {model}: expected keys below it, found {keys!r}"
         for model, keys in content.items()
         if not isinstance(keys, Mapping | None)
     ]
-    unknown = [model for model in content if model != ANY and not config.is_model(model)]
-    faults += [f"{path}: unknown model '{model}'{config.near_model(model)}" for model in unknown]
+    unknown = [model for model in content if model != ANY and not is_model(model)]
+    faults += [f"{path}: unknown model '{model}'{near_model(model)}" for model in unknown]
     if not faults:
         spaces = {model: dict(_named(path, content, model)) for model in models}
         faults = [fault for model, space in spaces.items() for fault in _faults(settings, path, model, space)]
@@ -100,7 +103,7 @@ def _faults(settings: Settings, path: Path, model: str, space: Space) -> Iterato
         else:
             for value in _ends(values) if _is_range(values) else values:
                 try:
-                    config.check_model(_settings(settings, model, {key: value}), model)
+                    check_model(_settings(settings, model, {key: value}), model)
                 except ConfigError as error:
                     yield from str(error).splitlines()
 
@@ -152,7 +155,7 @@ def tune(settings: Settings, say: stages.Say) -> None:
         raise ConfigError("tune needs --trials=N: how many trials each model gets, the same for all")
     models = models_of(settings)
     for model in models:
-        config.check_model(settings, model)
+        check_model(settings, model)
     spaces = read_space(settings, models)
     settings = config.with_keys(settings, {"models": list(models)}, "models to tune")
     laboratory = pipeline.Laboratory(settings, say)
@@ -182,7 +185,7 @@ def search_folder(laboratory: pipeline.Laboratory) -> Path:
     """
     settings, base = laboratory.settings, laboratory.base
     shared = {"recbole": settings.recbole, "model_settings": settings.model_settings}
-    content = config.read_file(space_path(settings))
+    content = read_file(space_path(settings))
     groups = {str(key).partition(".")[0] for keys in content.values() for key in keys or ()}
     # What trials with rows of their own start from; rows that no trial changes are in the augmented files.
     start = [asdict(settings.augment), asdict(settings.profile)] if groups & {*DATA_GROUPS} else []
@@ -321,7 +324,7 @@ def _run_trial(
     model, run_dir = folder.name, trial_folder(folder, number)
     try:
         own = _settings(laboratory.settings, model, values)
-        config.check_model(own, model)  # values that fit one by one need not fit together
+        check_model(own, model)  # values that fit one by one need not fit together
         experiment = laboratory.experiment(own)
         return float(training.validate_model(experiment, model, run_dir)["score"])
     except (DataError, LLMError):

@@ -23,6 +23,7 @@ from recbole.data.interaction import Interaction
 from recbole_edt import config, pipeline, training
 from recbole_edt.dataset import DOMAIN_SEQ, DOMAIN_SEQ_LEN, LAST_WINDOW, TARGET_SEQ
 from recbole_edt.methods import METHODS
+from recbole_edt.model_config import recbole_config
 
 # The machine may be busy.
 settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -86,7 +87,7 @@ def opener(prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
 
         def open_model(**keys):
             experiment = training.open_experiment(settings(**keys))
-            view = config.recbole_config(experiment.settings, model, "tiny-edt", tmp_path / "saved")
+            view = recbole_config(experiment.settings, model, "tiny-edt", tmp_path / "saved")
             train_data, _, test_data, cls = training.loaders(experiment, view, model)
             torch.manual_seed(0)
             return cls(view, train_data._dataset), train_data, test_data

@@ -18,6 +18,7 @@ from recbole_edt.cli import run
 from recbole_edt.errors import ConfigError, DataError
 from recbole_edt.evaluation import domain_metrics, read_ranks
 from recbole_edt.files import read_json
+from recbole_edt.model_config import recbole_config
 from recbole_edt.trainer import load_checkpoint
 
 FLAGS = [f"--{key}={value}" for key, value in {**QUICK, "epochs": 1, "finetune_epochs": 1}.items()]
@@ -114,9 +115,9 @@ def test_wrong_seeds_are_refused(workplace, capsys, seeds):
 def test_a_variants_keys_win_over_the_models_own_settings(workplace):
     base = settings(**{"model_settings.LLMEDT": {"alpha": 0.9, "seed": 7}, "alpha": 0.1})
     own = ablation.settings_of(base, "a", {"alpha": 0.5}, seed=3)
-    assert config.recbole_config(own, "LLMEDT", "tiny", Path("x"))["alpha"] == 0.5
-    assert config.recbole_config(own, "LLMEDT", "tiny", Path("x"))["seed"] == 3
-    assert config.recbole_config(base, "LLMEDT", "tiny", Path("x"))["alpha"] == 0.9
+    assert recbole_config(own, "LLMEDT", "tiny", Path("x"))["alpha"] == 0.5
+    assert recbole_config(own, "LLMEDT", "tiny", Path("x"))["seed"] == 3
+    assert recbole_config(base, "LLMEDT", "tiny", Path("x"))["alpha"] == 0.9
 
 
 def test_a_variant_with_rows_of_its_own_writes_profiles_for_its_own_model_alone(workplace):

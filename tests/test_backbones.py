@@ -21,6 +21,8 @@ from recbole_edt.backbones import BACKBONES, MASKED, NO_BACKBONE, build_backbone
 from recbole_edt.dataset import LAST_WINDOW, TARGET_SEQ, EDTDataset
 from recbole_edt.errors import ConfigError
 from recbole_edt.layers import AllPositions, CausalAttention, CausalEncoder, last_state
+from recbole_edt.model_config import recbole_config
+from recbole_edt.plain_yaml import read_file
 from recbole_edt.trainer import FrozenStates, finetuning_loader
 
 CAUSAL = [name for name in BACKBONES if name != MASKED]
@@ -40,7 +42,7 @@ def train(tmp_path_factory):
     folder = tmp_path_factory.mktemp("backbones")
     write_tiny(folder, "tiny")
     settings = config.load("tiny", [], {"data_path": str(folder), "MAX_ITEM_LIST_LENGTH": L})
-    dataset = EDTDataset(config.recbole_config(settings, "SASRec", "tiny", folder))
+    dataset = EDTDataset(recbole_config(settings, "SASRec", "tiny", folder))
     dataset._change_feat_format()
     return dataset.parts(False, "prefix")[0]
 
@@ -50,7 +52,7 @@ class Defaults:
 
     def __init__(self, name: str, train: EDTDataset) -> None:
         path = Path(recbole.__file__).parent / "properties" / "model" / f"{name}.yaml"
-        self.values, self.config = config.read_file(path), train.config
+        self.values, self.config = read_file(path), train.config
 
     def __getitem__(self, key: str):
         value = self.values.get(key)
@@ -128,7 +130,7 @@ def test_another_backbone_is_an_error_with_the_list_and_the_reason(name, why):
 def backbone(name: str, tmp_path: Path, **keys) -> torch.nn.Module:
     torch.manual_seed(3)
     values = {"n_heads": 2, "MAX_ITEM_LIST_LENGTH": 8, "backbone": name, "hidden_size": 8, **keys}
-    view = config.recbole_config(config.load("none", [], values), "LLMEDT", "none", tmp_path)
+    view = recbole_config(config.load("none", [], values), "LLMEDT", "none", tmp_path)
 
     class FewItems:
         def num(self, field: str) -> int:

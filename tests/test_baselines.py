@@ -12,6 +12,7 @@ from recbole.utils import get_model
 from recbole_edt import config
 from recbole_edt.baselines import other_items, random_mask, sequence_trained
 from recbole_edt.dataset import TARGET_SEQ, EDTDataset
+from recbole_edt.model_config import check_model, recbole_config
 
 NO_DROPOUT = {"attn_dropout_prob": 0.0, "hidden_dropout_prob": 0.0, "dropout_prob": 0.0}
 
@@ -29,7 +30,7 @@ def both(tmp_path, name: str, loss_type: str):
     settings = config.load("tiny", [], keys)
     parts, models = [], []
     for training, cls in (("prefix", get_model(name)), ("sequence", sequence_trained(name))):
-        view = config.recbole_config(settings, name, "tiny", tmp_path)
+        view = recbole_config(settings, name, "tiny", tmp_path)
         dataset = EDTDataset(view)
         dataset._change_feat_format()
         train = dataset.parts(False, training)[0]
@@ -115,8 +116,8 @@ def test_baselines_take_pre_norm_as_llmedt_does_and_their_scores_agree(tmp_path,
     write_tiny(tmp_path, "tiny")
     keys = {**QUICK, **NO_DROPOUT, "data_path": str(tmp_path), f"model_settings.{name}.norm_first": True}
     settings = config.load("tiny", [], keys)
-    config.check_model(settings, name)
-    view = config.recbole_config(settings, name, "tiny", tmp_path)
+    check_model(settings, name)
+    view = recbole_config(settings, name, "tiny", tmp_path)
     dataset = EDTDataset(view)
     dataset._change_feat_format()
     train = dataset.parts(False, "masked" if name == "BERT4Rec" else "sequence")[0]

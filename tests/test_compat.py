@@ -25,7 +25,7 @@ from recbole.utils import FeatureSource, FeatureType
 from scipy.sparse import coo_matrix, dok_matrix, issparse
 
 import recbole_edt
-from recbole_edt import compat, config, stages, training
+from recbole_edt import compat, config, model_config, stages, training
 from recbole_edt.errors import ConfigError
 
 # Taken while the tests are collected, before anything is repaired.
@@ -217,7 +217,7 @@ def test_a_recbole_data_set_with_missing_values_loads(tmp_path):
 
 
 def trainer_like(model: torch.nn.Module, path: Path) -> SimpleNamespace:
-    config_ = config.EDTConfig("BPR", "any", config_dict={})
+    config_ = model_config.EDTConfig("BPR", "any", config_dict={})
     return SimpleNamespace(
         config=config_,
         cur_step=3,
@@ -320,7 +320,7 @@ def test_lightgcn_builds_its_graph(tmp_path, monkeypatch):
         def inter_matrix(self, form):
             return coo_matrix((np.ones(3, np.float32), ([1, 1, 2], [1, 2, 2])), shape=(3, 3))
 
-    settings = config.EDTConfig("LightGCN", "any", config_dict={"gpu_id": "", "embedding_size": 2})
+    settings = model_config.EDTConfig("LightGCN", "any", config_dict={"gpu_id": "", "embedding_size": 2})
     monkeypatch.setattr(dok_matrix, "_update", None, raising=False)
     monkeypatch.delattr(dok_matrix, "_update")
     if not hasattr(dok_matrix, "_update"):

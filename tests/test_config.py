@@ -6,9 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from recbole_edt import config
+from recbole_edt import checks, config, defaults
 from recbole_edt.cli import run
 from recbole_edt.errors import ConfigError
+from recbole_edt.model_config import check_model, model_values, recbole_config
+from recbole_edt.plain_yaml import read_yaml
 
 
 @pytest.fixture
@@ -180,8 +182,8 @@ def test_keys_that_cancel_each_other_are_refused(refused):
 
 
 def test_weights_and_biases_are_refused_where_they_are_not_installed(refused, monkeypatch):
-    find = config.find_spec
-    monkeypatch.setattr(config, "find_spec", lambda name: None if name == "wandb" else find(name))
+    find = checks.find_spec
+    monkeypatch.setattr(checks, "find_spec", lambda name: None if name == "wandb" else find(name))
     assert refused("--log_wandb=true")[0].endswith("log_wandb: needs a package that is not here: pip install wandb")
     assert refused("--log_wandb=2") == ["command line: log_wandb: 2 is not true or false"]
 
@@ -287,11 +289,11 @@ def test_another_server_beyond_this_network_needs_the_name_of_its_own_key(workpl
 
 def test_keys_of_every_method_may_stand_for_all_models_and_a_methods_own_are_its_own(workplace, refused):
     settings = config.load("tiny", [], {"beta": 0.3, "models": ["SASRec"]})
-    assert "beta" not in config.model_values(settings, "SASRec")
-    assert config.model_values(settings, "LLM4CDSR")["beta"] == 0.3
+    assert "beta" not in model_values(settings, "SASRec")
+    assert model_values(settings, "LLM4CDSR")["beta"] == 0.3
     shared = config.load("tiny", [], {"norm_first": True, "n_negatives": 8, "alpha": 0.5})
-    assert config.model_values(shared, "SASRec") == {"norm_first": True, "n_negatives": 8}
-    assert config.model_values(config.with_keys(shared, {"profiles": "plain"}, "x"), "BPR") == {}
+    assert model_values(shared, "SASRec") == {"norm_first": True, "n_negatives": 8}
+    assert model_values(config.with_keys(shared, {"profiles": "plain"}, "x"), "BPR") == {}
     (line,) = refused("--model_settings.LLM4CDSR.item_ids=pca")
     assert line.startswith("command line: unknown key 'model_settings.LLM4CDSR.item_ids'")
     (line,) = refused("--model_settings.SASRec.item_ids=pca")
@@ -334,12 +336,12 @@ def test_loading_changes_nothing_that_the_caller_gave(workplace):
 
 @pytest.mark.parametrize("text", ["1e-3", "1E-3", "0.001", "1.0e-3", ".001"])
 def test_every_way_to_write_a_small_number_is_one(text):
-    assert config.read_yaml(text) == 0.001
+    assert read_yaml(text) == 0.001
 
 
 def test_recboles_own_defaults_pass_the_checks():
-    for model in config._model_names():
-        config.load("any", [], {"models": [model], "model_settings": {model: config._defaults(model)}})
+    for model in defaults._model_names():
+        config.load("any", [], {"models": [model], "model_settings": {model: defaults.hyper_parameters(model)}})
 
 
 # ---- what RecBole sees -------------------------------------------------------------------------------------------
@@ -349,7 +351,7 @@ def test_recboles_own_defaults_pass_the_checks():
 def test_recbole_gets_our_values_and_not_those_of_the_process(workplace, monkeypatch, model):
     monkeypatch.setattr("sys.argv", ["run", "--epochs=99", "--seed=99"])
     settings = config.load("tiny", [], {"epochs": 4, f"model_settings.{model}.seed": 7})
-    own = config.recbole_config(settings, model, "tiny", Path("out"))
+    own = recbole_config(settings, model, "tiny", Path("out"))
     assert (own["epochs"], own["seed"], own["stopping_step"]) == (4, 7, 20)
     assert own["eval_args"]["split"] == {"LS": "valid_and_test"} and own["topk"] == [5, 10, 20]
 
@@ -357,20 +359,20 @@ def test_recbole_gets_our_values_and_not_those_of_the_process(workplace, monkeyp
 @pytest.mark.parametrize(("model", "drawn"), [("BPR", "uniform"), ("SASRec", "none")])
 def test_negatives_that_are_left_open_are_those_that_the_model_needs(workplace, model, drawn):
     settings = config.load("tiny", [], {"train_neg_sample_args": None})
-    own = config.recbole_config(settings, model, "tiny", Path("out"))
+    own = recbole_config(settings, model, "tiny", Path("out"))
     assert own["train_neg_sample_args"]["distribution"] == drawn
-    without = config.recbole_config(config.load("tiny"), model, "tiny", Path("out"))
+    without = recbole_config(config.load("tiny"), model, "tiny", Path("out"))
     assert own.final_config_dict == without.final_config_dict
 
 
 def test_text_that_looks_like_code_stays_text_in_recboles_configuration(workplace):
     settings = config.Settings("tiny", recbole={"learner": "__import__('os').getcwd()"})
-    assert config.recbole_config(settings, "SASRec", "tiny", Path("out"))["learner"] == "__import__('os').getcwd()"
+    assert recbole_config(settings, "SASRec", "tiny", Path("out"))["learner"] == "__import__('os').getcwd()"
 
 
 def test_without_the_gpu_the_device_is_the_processor(workplace):
     settings = config.load("tiny", [], {"use_gpu": False})
-    assert config.recbole_config(settings, "SASRec", "tiny", Path("out"))["device"].type == "cpu"
+    assert recbole_config(settings, "SASRec", "tiny", Path("out"))["device"].type == "cpu"
 
 
 @pytest.mark.parametrize(
@@ -392,9 +394,9 @@ def test_without_the_gpu_the_device_is_the_processor(workplace):
 def test_a_model_that_cannot_be_built_is_refused_before_others_train(keys, model, message):
     settings = config.load("any", [], {**keys, "models": ["Pop", model]})
     with pytest.raises(ConfigError, match=message):
-        config.check_model(settings, model)
+        check_model(settings, model)
 
 
 @pytest.mark.parametrize("backbone", ["GRU4Rec", "NextItNet"])
 def test_a_backbone_without_heads_may_have_any_width(backbone):
-    config.check_model(config.load("any", [], {"backbone": backbone, "hidden_size": 9}), "LLMEDT")
+    check_model(config.load("any", [], {"backbone": backbone, "hidden_size": 9}), "LLMEDT")

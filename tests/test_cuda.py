@@ -10,6 +10,7 @@ from recbole.utils import init_seed
 
 from recbole_edt import config, pipeline, training
 from recbole_edt.layers import Dropout
+from recbole_edt.model_config import recbole_config
 from recbole_edt.trainer import FrozenStates, prefetched
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
@@ -25,7 +26,7 @@ def run(workplace):
     def make(name: str, gpu: bool, **keys):
         values = {**QUICK, **NO_DROPOUT, "gpu_id": "0" if gpu else "", **keys}
         experiment = training.open_experiment(config.load("tiny", [], values))
-        view = config.recbole_config(experiment.settings, name, "tiny-edt", workplace / "run")
+        view = recbole_config(experiment.settings, name, "tiny-edt", workplace / "run")
         assert view["device"].type == ("cuda" if gpu else "cpu")
         init_seed(view["seed"], True)
         train_data, _, test_data, cls = training.loaders(experiment, view, name)

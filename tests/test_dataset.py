@@ -23,6 +23,7 @@ from recbole_edt.dataset import (
     gather_slices,
 )
 from recbole_edt.errors import ConfigError, DataError
+from recbole_edt.model_config import recbole_config
 
 ITEMS = "item_id:token\tdomain:token\tvirtual:float\na1\tA\t0\nb1\tB\t0\na2\tA\t0\nb2\tB\t0\na3\tA\t0\nv1\tB\t1\n"
 # u: a1 b1 (v1) a2 | b2 a3; w: b2 a1 b1 (three rows: one to train on); x: a2 b2 (two rows: only trains)
@@ -47,7 +48,7 @@ def make(tmp_path: Path, model: str = "LLMEDT", rows: str = ROWS, **keys) -> EDT
     (folder / "two-edt.item").write_text(ITEMS, encoding="utf-8")
     (folder / "two-edt.inter").write_text(rows, encoding="utf-8")
     settings = config.load("two", [], {"data_path": str(tmp_path), "MAX_ITEM_LIST_LENGTH": 3, **keys})
-    return EDTDataset(config.recbole_config(settings, model, "two-edt", tmp_path / "saved"))
+    return EDTDataset(recbole_config(settings, model, "two-edt", tmp_path / "saved"))
 
 
 def tokens(dataset: EDTDataset, ids: torch.Tensor) -> list:
@@ -188,7 +189,7 @@ def test_gather_slices_pads_on_the_right_and_survives_nothing_at_all():
 
 def test_batches_of_the_loader_cover_every_row_once_in_similar_lengths(tmp_path, workplace):
     settings = config.load("tiny", [], {"MAX_ITEM_LIST_LENGTH": 6})
-    dataset = EDTDataset(config.recbole_config(settings, "SASRec", "tiny", tmp_path / "saved"))
+    dataset = EDTDataset(recbole_config(settings, "SASRec", "tiny", tmp_path / "saved"))
     dataset._change_feat_format()
     train, *_ = dataset.parts(False, "sequence")
     loader = SequenceLoader(train, 4, seed=1)
@@ -234,7 +235,7 @@ def test_an_inserted_row_after_a_held_out_one_is_refused(tmp_path):
 def test_filters_of_recboles_would_change_the_split_and_are_refused(tmp_path, keys):
     make(tmp_path)
     settings = config.load("two", [], {"data_path": str(tmp_path)})
-    view = config.recbole_config(settings, "LLMEDT", "two-edt", tmp_path / "saved")
+    view = recbole_config(settings, "LLMEDT", "two-edt", tmp_path / "saved")
     for key, value in keys.items():  # our own command line refuses them earlier
         view[key] = value
     with pytest.raises(ConfigError, match=f"{next(iter(keys))}: would change the split"):

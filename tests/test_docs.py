@@ -10,7 +10,9 @@ import pytest
 
 from recbole_edt import __version__, config, paper
 from recbole_edt.cli import STAGES
+from recbole_edt.defaults import DATASET_KEYS, RUN_DEFAULTS, properties
 from recbole_edt.methods import METHODS
+from recbole_edt.plain_yaml import read_file, read_yaml
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -28,20 +30,20 @@ def test_every_key_of_ours_is_in_the_table_of_settings_and_no_other():
     groups = {f"{name}.{f.name}" for name, cls in config.GROUPS.items() for f in fields(cls)}
     own = {key for method in METHODS.values() for key in method.defaults()}
     speed = {"enable_amp", "compile"}
-    keys = (config.OWN - set(config.GROUPS)) | groups | own | set(config.DATASET_KEYS) | speed
+    keys = (config.OWN - set(config.GROUPS)) | groups | own | set(DATASET_KEYS) | speed
     assert documented() == keys | set(RECBOLE)
 
 
 def other_defaults() -> dict[str, tuple[object, object]]:
     """RecBole's keys that have another default here: ours, and RecBole's."""
-    theirs = config.read_file(config._properties() / "overall.yaml")
-    both = {key: (value, theirs[key]) for key, value in config.RUN_DEFAULTS.items() if key in theirs}
+    theirs = read_file(properties() / "overall.yaml")
+    both = {key: (value, theirs[key]) for key, value in RUN_DEFAULTS.items() if key in theirs}
     return {key: (a, b) for key, (a, b) in both.items() if a != b and key not in ("eval_args", "metrics")}
 
 
 def test_recboles_keys_with_other_defaults_stand_in_a_table_with_both():
     rows = [[cell.strip().strip("`") for cell in line.split("|")[1:-1]] for line in SETTINGS.splitlines()]
-    shown = {row[0]: (config.read_yaml(row[1]), config.read_yaml(row[2])) for row in rows if row and row[0] in RECBOLE}
+    shown = {row[0]: (read_yaml(row[1]), read_yaml(row[2])) for row in rows if row and row[0] in RECBOLE}
     assert shown == RECBOLE and len(RECBOLE) > 5
 
 

@@ -21,6 +21,7 @@ import recbole_edt
 from recbole_edt import config, training
 from recbole_edt.cli import run
 from recbole_edt.files import read_json
+from recbole_edt.model_config import recbole_config
 from recbole_edt.trainer import finetuning_loader, load_checkpoint
 
 RUN_EDT = Path(recbole_edt.__file__).parents[1] / "run_edt.py"
@@ -263,7 +264,7 @@ def test_other_held_out_items_change_no_count_no_inserted_row_no_profile_and_no_
         for backbone in ("SASRec", "BERT4Rec"):
             settings = config.load("tiny", [], {**keys, "backbone": backbone})
             experiment = training.open_experiment(settings)
-            own = config.recbole_config(settings, "LLMEDT", "tiny-edt", experiment.folder)
+            own = recbole_config(settings, "LLMEDT", "tiny-edt", experiment.folder)
             loader = training.loaders(experiment, own, "LLMEDT")[0]
             batches[-1] += [*loader, *finetuning_loader(loader)]
         folder = Path(folder) / "tiny-edt"

@@ -21,6 +21,7 @@ from recbole_edt.dataset import LAST_WINDOW, TARGET_SEQ
 from recbole_edt.layers import Adapter
 from recbole_edt.losses import alignment_loss
 from recbole_edt.model import LLMEDT
+from recbole_edt.model_config import recbole_config
 from recbole_edt.offline import OfflineGenerator
 from recbole_edt.split import training_rows
 
@@ -191,7 +192,7 @@ def opened(workplace):
     for stage in ("embed", "augment", "profile"):
         pipeline.STAGES[stage](chosen, lambda line: None)
     experiment = training.open_experiment(chosen)
-    view = config.recbole_config(chosen, "LLMEDT", "tiny-edt", workplace / "saved")
+    view = recbole_config(chosen, "LLMEDT", "tiny-edt", workplace / "saved")
     train_data, _, test_data, cls = training.loaders(experiment, view, "LLMEDT")
     torch.manual_seed(7)
     model = cls(view, train_data._dataset).double()

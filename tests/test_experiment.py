@@ -14,12 +14,26 @@ import toy
 from conftest import QUICK, write_tiny
 from faulty_server import FaultyServer
 
-from recbole_edt import ablation, card, config, experiment, figures, paper, plots, report, stages, tables, training
+from recbole_edt import (
+    ablation,
+    card,
+    config,
+    experiment,
+    figures,
+    model_config,
+    paper,
+    plots,
+    report,
+    stages,
+    tables,
+    training,
+)
 from recbole_edt.cli import STUDIES, run
 from recbole_edt.embeddings import EmbeddingTable
 from recbole_edt.errors import ConfigError, DataError
 from recbole_edt.evaluation import domain_metrics, read_ranks
 from recbole_edt.methods import METHODS
+from recbole_edt.plain_yaml import read_file
 
 KEYS = {**QUICK, "epochs": 1, "finetune_epochs": 1, "models": "Pop,SASRec,LLMEDT", "seeds": [1, 2]}
 FLAGS = ["--dataset=tiny", *(f"--{key}={value}" for key, value in KEYS.items())]
@@ -122,7 +136,7 @@ def test_text_alone_is_llm_edt_without_rows_profiles_and_fine_tuning(place, name
     folder = pd.read_csv(output(place[0], "table2") / "runs.csv").set_index("variant").loc[name, "run"].iloc[0]
     result = json.loads((place[0] / folder / "result.json").read_text(encoding="utf-8"))
     assert [phase["phase"] for phase in result["phases"]] == ["pretrain"] and not result["sees_generated"]
-    used = config.read_file(place[0] / folder / "config.yaml")
+    used = read_file(place[0] / folder / "config.yaml")
     assert used["alpha"] == 0 and (used["item_representation"], used["item_ids"]) == items
 
 
@@ -304,7 +318,7 @@ def test_without_models_table_2_has_every_baseline_and_the_method(workplace):
 def test_the_row_with_text_has_text_where_the_method_has_none(workplace):
     ids = settings(**{"models": "LLMEDT", "model_settings.LLMEDT.item_representation": "id"})
     chosen = [experiment.settings_of(ids, row, 1) for row in experiment.baselines(ids)]
-    found = [config.model_values(one, "LLMEDT")["item_representation"] for one in chosen]
+    found = [model_config.model_values(one, "LLMEDT")["item_representation"] for one in chosen]
     assert found == ["id", "llm+id", "id"]
 
 
@@ -312,7 +326,7 @@ def test_table_9_goes_with_pre_norm(workplace):
     both = settings(norm_first=True)
     rows = experiment.backbones(both)
     experiment.check(both, rows)
-    chosen = {row.name: config.model_values(experiment.settings_of(both, row, 1), row.model) for row in rows}
+    chosen = {row.name: model_config.model_values(experiment.settings_of(both, row, 1), row.model) for row in rows}
     assert not chosen["LLM-EDT (GRU4Rec)"]["norm_first"] and chosen["LLM-EDT (BERT4Rec)"]["norm_first"]
 
 

@@ -13,6 +13,7 @@ from recbole.utils import get_model
 from recbole_edt import config
 from recbole_edt.baselines import sequence_trained
 from recbole_edt.layers import Adapter, Dropout, FinalNorm, ItemEncoder, PreNormLayer, last_state
+from recbole_edt.model_config import recbole_config
 
 
 def arrays(*tensors: torch.Tensor) -> list[np.ndarray]:
@@ -144,7 +145,7 @@ def pair_of_backbones(tmp_path, **keys) -> tuple[torch.nn.Module, torch.nn.Modul
     """RecBole's own SASRec, and ours with the same weights."""
     torch.manual_seed(4)
     loaded = config.load("none", [], {"n_heads": 2, "MAX_ITEM_LIST_LENGTH": 8, "hidden_size": 8, **keys})
-    view = config.recbole_config(loaded, "SASRec", "none", tmp_path)
+    view = recbole_config(loaded, "SASRec", "none", tmp_path)
     stock, ours = get_model("SASRec")(view, FewItems()), sequence_trained("SASRec")(view, FewItems())
     ours.load_state_dict(stock.state_dict())
     return stock, ours

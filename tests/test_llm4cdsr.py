@@ -23,6 +23,7 @@ from recbole_edt.errors import ConfigError
 from recbole_edt.evaluation import VectorScores
 from recbole_edt.llm4cdsr import LLM4CDSR, LLM4CDSRSettings
 from recbole_edt.methods import METHODS
+from recbole_edt.model_config import check_model, recbole_config
 from recbole_edt.trainer import load_checkpoint
 from recbole_edt.two_domain import principal_components, read_settings
 
@@ -497,7 +498,7 @@ def test_a_key_that_is_wrong_is_named_before_any_work(given, said):
 def test_a_width_that_heads_do_not_divide_is_named():
     settings = config.load("tiny", [], {"model": "LLM4CDSR", "hidden_size": 9})
     with pytest.raises(ConfigError, match="LLM4CDSR: hidden_size: 9 is not a multiple of n_heads, 2"):
-        config.check_model(settings, "LLM4CDSR")
+        check_model(settings, "LLM4CDSR")
 
 
 @pytest.mark.parametrize(
@@ -517,7 +518,7 @@ def test_the_profiles_written_are_those_that_the_methods_read(given, kinds, work
     settings = config.load("tiny", [], {**QUICK, **given})
     assert settings.pipelines == kinds and settings.profile.pipeline == kinds[0]
     for model in ("LLMEDT", "LLM4CDSR"):
-        read = config.recbole_config(settings, model, "tiny-edt", Path("runs"))["profiles"] or METHODS[model].profiles
+        read = recbole_config(settings, model, "tiny-edt", Path("runs"))["profiles"] or METHODS[model].profiles
         assert read == config.profiles_of(settings, model)
         if model in given.get("models", given.get("model", "LLMEDT")):
             assert read in kinds
@@ -588,7 +589,7 @@ def test_other_held_out_items_change_no_profile_no_batch_and_no_pair(workplace):
         for backbone in ("SASRec", MASKED):
             settings = config.load("tiny", [], {**keys, "backbone": backbone})
             experiment = training.open_experiment(settings)
-            own = config.recbole_config(settings, "LLM4CDSR", "tiny-edt", experiment.folder)
+            own = recbole_config(settings, "LLM4CDSR", "tiny-edt", experiment.folder)
             loader, _, _, cls = training.loaders(experiment, own, "LLM4CDSR")
             torch.manual_seed(3)
             model = cls(own, loader._dataset)

@@ -13,6 +13,8 @@ from llm_runs import arguments, left
 
 from recbole_edt import asking, config, training
 from recbole_edt.cli import run
+from recbole_edt.model_config import recbole_config
+from recbole_edt.plain_yaml import read_yaml
 
 FOOD = {
     "f1": "Organic Green Tea Bags",
@@ -67,7 +69,7 @@ def whole(local_llm, tmp_path_factory):
         patch.chdir(place)
         patch.setenv("OPENAI_API_KEY", local_llm.key)
         overrides = dict(one[2:].split("=", 1) for one in given[1:])
-        settings = config.load("pantry", [], {key: config.read_yaml(value) for key, value in overrides.items()})
+        settings = config.load("pantry", [], {key: read_yaml(value) for key, value in overrides.items()})
         estimates = [asking.rehearse(settings, "profile", longest) for longest in (False, True)]
         assert run(given) == 0
         yield SimpleNamespace(place=place, given=given, settings=settings, estimates=estimates, key=local_llm.key)
@@ -93,7 +95,7 @@ def test_an_item_that_the_language_model_wrote_is_kept_inserted_and_trained_on(w
     rows = pd.read_csv(whole.place / "atomic_files/pantry-edt/pantry-edt.inter", sep="\t", dtype=str)
     inserted = set(rows.loc[rows.iloc[:, -1] == "1", "item_id:token"])
     experiment = training.open_experiment(whole.settings)
-    own = config.recbole_config(whole.settings, "LLMEDT", "pantry-edt", experiment.folder)
+    own = recbole_config(whole.settings, "LLMEDT", "pantry-edt", experiment.folder)
     batches = list(training.loaders(experiment, own, "LLMEDT")[0])
     trained_on = {int(item) for batch in batches for item in batch["target_list"].flatten()}
     tokens = list(experiment.dataset.field2id_token["item_id"])

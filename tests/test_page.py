@@ -19,6 +19,7 @@ from recbole_edt import ablation, config, page, provenance, report, training
 from recbole_edt.cli import parse, run
 from recbole_edt.errors import DataError
 from recbole_edt.figures import new, save
+from recbole_edt.plain_yaml import read_yaml
 from recbole_edt.tables import Column, ResultTable, read
 from recbole_edt.writer import llm_identity
 
@@ -168,7 +169,7 @@ def folder_named_by(arguments: list[str]) -> Path:
     """The folder of the run that a command of a report trains; of an ablation, that of the variant."""
     stage, values, _ = parse(shlex.split(" ".join(arguments))[2:])
     dataset = values.pop("dataset")
-    settings = config.load(dataset, [], {key: config.read_yaml(value) for key, value in values.items()})
+    settings = config.load(dataset, [], {key: read_yaml(value) for key, value in values.items()})
     if stage == "ablate":
         *_, (name, keys) = ablation.variants_of(settings).items()
         settings = ablation.settings_of(settings, name, keys, settings.seeds[0])

@@ -842,7 +842,7 @@ class TestConfig:
         assert any(one.startswith(fault) for one in found), found
 
     def test_a_day_may_be_the_date_that_yaml_makes_of_it(self):
-        from recbole_edt.config import read_yaml
+        from recbole_edt.plain_yaml import read_yaml
 
         config = PrepareConfig("amazon2018", files=FILES, **read_yaml("{after: 2014-01-31, before: '2015-01-31'}"))
         assert config.faults() == []

@@ -22,7 +22,7 @@ from recbole.utils import get_flops, get_model, get_trainer
 from recbole.utils.argument_list import dataset_arguments
 
 import recbole_edt
-from recbole_edt import config, stages
+from recbole_edt import config, defaults, stages
 from recbole_edt.dataset import EDTDataset
 from recbole_edt.errors import ConfigError, DataError
 from recbole_edt.methods import METHODS
@@ -187,7 +187,7 @@ def test_recboles_trainer_resumes_from_its_plain_checkpoint(registered, augmente
 
 
 def test_recboles_comparison_of_cached_data_sets_knows_our_keys(registered):
-    assert set(config.DATASET_KEYS) <= set(dataset_arguments)
+    assert set(defaults.DATASET_KEYS) <= set(dataset_arguments)
 
 
 @pytest.mark.parametrize("change", [{"use_generated": False}, {"k_core": 2}, {"domains": ["kitchen", "food"]}])

@@ -18,6 +18,7 @@ from recbole_edt import config, pipeline, training
 from recbole_edt.backbones import BACKBONES
 from recbole_edt.dataset import TARGET_SEQ
 from recbole_edt.errors import ConfigError, DataError, EDTError
+from recbole_edt.model_config import recbole_config
 from recbole_edt.trainer import (
     NOT_RESUMED,
     FrozenStates,
@@ -43,7 +44,7 @@ def run(workplace):
     def make(name: str, folder: str, **keys):
         experiment = training.open_experiment(settings(keys))
         run_dir = workplace / folder
-        view = config.recbole_config(experiment.settings, name, "tiny-edt", run_dir)
+        view = recbole_config(experiment.settings, name, "tiny-edt", run_dir)
         init_seed(view["seed"], True)
         train_data, valid_data, test_data, cls = training.loaders(experiment, view, name)
         model = cls(view, train_data._dataset)

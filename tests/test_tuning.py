@@ -16,6 +16,7 @@ from conftest import QUICK, write_tiny
 from recbole_edt import config, figures, pipeline, tables, training, tuning
 from recbole_edt.cli import run
 from recbole_edt.errors import ConfigError, DataError, EDTError
+from recbole_edt.plain_yaml import read_file
 from recbole_edt.trainer import ResumableTraining
 
 pytest.importorskip("optuna")
@@ -142,7 +143,7 @@ def test_a_model_with_fewer_trials_than_the_others_is_left_out(searched, tmp_pat
     assert run([*TUNE, "--model=Pop", "--trials=5"]) == 0
     assert "note: SASRec has not had 5 trials with a score, and is left out" in capsys.readouterr().out
     (best,) = tmp_path.glob("runs/*/best.yaml")
-    assert config.read_file(best)["tune"] == {"trials": 5, "tuned": ["Pop"]}
+    assert read_file(best)["tune"] == {"trials": 5, "tuned": ["Pop"]}
 
 
 def test_the_best_values_are_a_configuration_that_compare_takes(searched, monkeypatch):
