@@ -31,6 +31,8 @@ def check_model(settings: Settings, model: str) -> None:
         _check_loss(model, values)
     if values.get("norm_first"):
         _check_norm_first(settings, model, values)
+    if values.get("train_neg_sample_args"):
+        _check_negatives(model, values)
     transformer = values["backbone"] if model in METHODS else model
     heads = values["n_heads"] if "n_heads" in hyper_parameters(transformer) else 1
     if values.get("hidden_size", 0) % heads:
@@ -39,8 +41,8 @@ def check_model(settings: Settings, model: str) -> None:
 
 def _check_loss(model: str, values: Mapping[str, Any]) -> None:
     """BERT4Rec and rows of prefixes have RecBole's losses alone."""
-    by_sequence = values.get("training", RUN_DEFAULTS["training"]) == "sequence" and model != "BERT4Rec"
-    known = ("BPR", "CE", "BCE", "SSM") if by_sequence else ("BPR", "CE")
+    ours = by_sequence(model, values.get("training")) and model != "BERT4Rec"
+    known = ("BPR", "CE", "BCE", "SSM") if ours else ("BPR", "CE")
     if values["loss_type"] not in known:
         raise ConfigError(
             f"{model}: loss_type: {values['loss_type']!r} is not one of {', '.join(known)}; "
@@ -59,6 +61,20 @@ def _check_norm_first(settings: Settings, model: str, values: Mapping[str, Any])
         raise ConfigError(f"{model}: norm_first is for {', '.join(known[:-1])} and {known[-1]}")
 
 
+def _check_negatives(model: str, values: Mapping[str, Any]) -> None:
+    """Refuses RecBole's sampler where the loss draws negatives itself, or has none."""
+    if by_sequence(model, values.get("training")):
+        reason = "its loss draws its own negatives, if it has any"
+    elif values.get("loss_type") == "CE":
+        reason = "with loss_type CE it has none"
+    else:
+        return
+    raise ConfigError(
+        f"{model}: train_neg_sample_args does nothing: {reason}; for other models alone it goes under "
+        "model_settings.MODEL"
+    )
+
+
 def _check_needs(model: str) -> None:
     """Whether users, items and time are all that a model of RecBole trains on."""
     try:
@@ -70,6 +86,11 @@ def _check_needs(model: str) -> None:
             f"{model} needs more than interactions, such as features, a knowledge graph or a further library; "
             "choose a general or sequential model, such as BPR or SASRec"
         )
+
+
+def by_sequence(model: str, training: str | None) -> bool:
+    """Whether a model trains on whole sequences, under a value of ``training`` (None is the default)."""
+    return model in METHODS or (model in SEQUENCE_MODELS and (training or RUN_DEFAULTS["training"]) == "sequence")
 
 
 class EDTConfig(Config):
@@ -91,11 +112,11 @@ class EDTConfig(Config):
         if model_class.type != ModelType.SEQUENTIAL:
             return
         merged = {**self.internal_config_dict, **self.external_config_dict}
-        by_sequence = model in METHODS or (merged["training"] == "sequence" and model in SEQUENCE_MODELS)
-        if by_sequence or merged.get("loss_type") == "CE":
+        whole = by_sequence(model, merged["training"])
+        if whole or merged.get("loss_type") == "CE":
             # Negatives are drawn by the loss, if at all; RecBole refuses CE with a sampler.
             self.internal_config_dict["train_neg_sample_args"] = None
-        if by_sequence:
+        if whole:
             self.internal_config_dict["transform"] = None  # BERT4Rec masks inside its loss
 
 

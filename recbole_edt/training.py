@@ -47,7 +47,7 @@ from recbole_edt.files import (
     write_text,
 )
 from recbole_edt.methods import DEFAULT, METHODS
-from recbole_edt.model_config import model_values, recbole_config
+from recbole_edt.model_config import by_sequence, model_values, recbole_config
 from recbole_edt.plain_yaml import read_file
 from recbole_edt.split import catalogue_hash
 from recbole_edt.trainer import LLMEDTTrainer, PhaseConfig, load_weights, trainer_class
@@ -434,19 +434,15 @@ def loaders(experiment: Experiment, config: Any, name: str) -> tuple[Any, Any, A
 
 def _rows_of(config: Any, name: str) -> str:
     """The rows of ``EDTDataset.parts`` that a model trains on."""
-    if _by_sequence(config, name):
+    if by_sequence(name, config["training"]):
         return rows_for(config) if name in METHODS else SEQUENCE_ROWS[name]
     return "prefix" if config["MODEL_TYPE"] == ModelType.SEQUENTIAL else "pairs"
-
-
-def _by_sequence(config: Any, name: str) -> bool:
-    return name in METHODS or (config["training"] == "sequence" and name in SEQUENCE_ROWS)
 
 
 def _training(config: Any, name: str, parts: Sequence[EDTDataset]) -> tuple[Any, type]:
     """Loader of the first of the three parts, and the model's class."""
     train = parts[0]
-    if _by_sequence(config, name):
+    if by_sequence(name, config["training"]):
         cls = METHODS[name].load() if name in METHODS else sequence_trained(name)
         return SequenceLoader(train, config["train_batch_size"], config["seed"]), cls
     sampler = create_samplers(config, train, parts)[0]

@@ -375,6 +375,9 @@ def test_without_the_gpu_the_device_is_the_processor(workplace):
     assert recbole_config(settings, "SASRec", "tiny", Path("out"))["device"].type == "cpu"
 
 
+SAMPLED = {"train_neg_sample_args": {"distribution": "popularity"}}
+
+
 @pytest.mark.parametrize(
     ("keys", "model", "message"),
     [
@@ -386,6 +389,9 @@ def test_without_the_gpu_the_device_is_the_processor(workplace):
         ({"hidden_size": 9, "backbone": "BERT4Rec"}, "LLMEDT", "hidden_size: 9 is not a multiple of n_heads, 2"),
         ({"norm_first": True, "training": "prefix"}, "SASRec", "SASRec: norm_first needs training: sequence"),
         ({"model_settings.GRU4Rec.norm_first": True}, "GRU4Rec", "GRU4Rec: norm_first is for SASRec, BERT4Rec, LLM"),
+        (SAMPLED, "LLMEDT", "LLMEDT: train_neg_sample_args does nothing: its loss draws its own"),
+        ({**SAMPLED, "loss_type": "BPR"}, "SASRec", "SASRec: train_neg_sample_args does nothing: its loss draws"),
+        ({**SAMPLED, "loss_type": "CE"}, "NARM", "NARM: train_neg_sample_args does nothing: with loss_type CE it has"),
         ({}, "KGAT", "KGAT needs more than interactions"),
         ({}, "FM", "FM needs more than interactions"),
         ({}, "SASRecF", "SASRecF needs more than interactions"),
@@ -395,6 +401,14 @@ def test_a_model_that_cannot_be_built_is_refused_before_others_train(keys, model
     settings = config.load("any", [], {**keys, "models": ["Pop", model]})
     with pytest.raises(ConfigError, match=message):
         check_model(settings, model)
+
+
+def test_recboles_sampler_is_left_to_the_models_that_draw_from_it(workplace):
+    settings = config.load("any", [], {**SAMPLED, "loss_type": "BPR", "training": "prefix"})
+    for model in ("SASRec", "BPR"):
+        check_model(settings, model)
+        drawn = recbole_config(settings, model, "tiny", Path("out"))["train_neg_sample_args"]
+        assert drawn["distribution"] == "popularity"
 
 
 @pytest.mark.parametrize("backbone", ["GRU4Rec", "NextItNet"])
