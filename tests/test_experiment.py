@@ -16,6 +16,7 @@ from faulty_server import FaultyServer
 
 from recbole_edt import (
     ablation,
+    audit,
     card,
     config,
     experiment,
@@ -25,9 +26,12 @@ from recbole_edt import (
     plots,
     report,
     stages,
+    studies,
+    study_rows,
     tables,
     training,
 )
+from recbole_edt.bench import Bench, Outcome, Row, settings_of
 from recbole_edt.cli import STUDIES, run
 from recbole_edt.embeddings import EmbeddingTable
 from recbole_edt.errors import ConfigError, DataError
@@ -56,7 +60,7 @@ def place(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         own = replace(settings(), command="python run_edt.py experiment all --dataset=tiny")
-        bench = experiment.Bench(own, ["Pop", "SASRec", "LLMEDT"], lambda line: None)
+        bench = Bench(own, ["Pop", "SASRec", "LLMEDT"], lambda line: None)
         for name in SMALL:
             study = experiment.STUDIES[name]
             bench.start()
@@ -175,7 +179,7 @@ def test_table_6_compares_profiles_with_those_of_raw_rows(place):
 def test_table_7_counts_each_user_under_one_condition(place):
     table = table_of(place, "table7", "table-users")
     assert sum(row[1] for row in table.rows) == 40
-    assert [row[0] for row in table.rows] == list(experiment.RATIOS)
+    assert [row[0] for row in table.rows] == list(studies.RATIOS)
     assert [column.name for column in table_of(place, "table7").columns[:2]] == ["items", "mean r"]
 
 
@@ -189,12 +193,12 @@ def test_figure_6_measures_once_and_keeps_what_it_measured(place, monkeypatch):
     folder, bench = place
     table = table_of(place, "figure6")
     monkeypatch.chdir(folder)
-    again = experiment.figure6(bench, experiment.baselines(bench.settings)).tables["table"]
+    again = studies.figure6(bench, study_rows.baselines(bench.settings)).tables["table"]
     assert [row[:4] for row in again.rows] == [row[:4] for row in table.rows]
     assert all(row[2] > 0 for row in table.rows)
     assert "among its candidates (all real items of the target's domain)" in table.note
-    sampled = experiment.Bench(settings(candidates="sampled-5", seeds=[1]), ["Pop"], lambda line: None)
-    note = experiment.figure6(sampled, [experiment.Row("Pop", "Pop")]).tables["table"].note
+    sampled = Bench(settings(candidates="sampled-5", seeds=[1]), ["Pop"], lambda line: None)
+    note = studies.figure6(sampled, [Row("Pop", "Pop")]).tables["table"].note
     assert "among its candidates (5 stored negatives of the target's domain)" in note
 
 
@@ -205,12 +209,12 @@ def test_the_audit_has_every_leak_marked(place):
 
 
 def test_the_audits_of_several_seeds_are_noted_once_with_the_seeds_that_are_meant():
-    names = [protocol.name for protocol in experiment.audit.PROTOCOLS]
+    names = [protocol.name for protocol in audit.PROTOCOLS]
     first = pd.DataFrame({"protocol": names[:4], "note": ["", "", "so it is", ""]})
     second = pd.DataFrame({"protocol": names[:4], "note": ""})
     left_out = " Note: all three leaks is left out: a domain has too few items for 100 negatives."
-    assert experiment.audit_notes({1: first, 2: second}) == f" Note: so it is (seed 1).{left_out}"
-    assert experiment.audit_notes({1: first, 2: first}) == f" Note: so it is.{left_out}"
+    assert studies.audit_notes({1: first, 2: second}) == f" Note: so it is (seed 1).{left_out}"
+    assert studies.audit_notes({1: first, 2: first}) == f" Note: so it is.{left_out}"
 
 
 def test_costs_stand_beside_the_papers(place):
@@ -263,8 +267,8 @@ def test_an_experiment_that_is_stopped_goes_on(place, tmp_path, monkeypatch):
 def test_runs_of_different_splits_are_refused_in_one_table(place, monkeypatch):
     folder, bench = place
     monkeypatch.chdir(folder)
-    rows = experiment.baselines(bench.settings)[:2]
-    fresh = experiment.Bench(settings(), ["Pop", "SASRec"], lambda line: None)
+    rows = study_rows.baselines(bench.settings)[:2]
+    fresh = Bench(settings(), ["Pop", "SASRec"], lambda line: None)
     path = training.run_directory(fresh.experiment(rows[1], 1), "SASRec") / "ranks.json"
     original = path.read_text(encoding="utf-8")
     path.write_text(original.replace('"split_hash": "', '"split_hash": "0'), encoding="utf-8")
@@ -306,55 +310,55 @@ def test_of_all_studies_those_that_lack_a_setting_are_left_out(workplace):
 
 
 def test_without_models_table_2_has_every_baseline_and_the_method(workplace):
-    rows = experiment.baselines(config.load("tiny"))
+    rows = study_rows.baselines(config.load("tiny"))
     assert [row.name for row in rows][:4] == ["Pop", "GRU4Rec", "BERT4Rec", "SASRec"]
     assert [row.name for row in rows][-3:] == ["SASRec from text", "SASRec + text", "LLM-EDT"]
     assert {method.title for method in METHODS.values()} <= {row.name for row in rows}
-    assert [row.name for row in experiment.baselines(settings(models="SASRec"))] == ["SASRec"]
-    other = experiment.baselines(settings(**{"models": "LLMEDT", "model_settings.LLMEDT.backbone": "GRU4Rec"}))
+    assert [row.name for row in study_rows.baselines(settings(models="SASRec"))] == ["SASRec"]
+    other = study_rows.baselines(settings(**{"models": "LLMEDT", "model_settings.LLMEDT.backbone": "GRU4Rec"}))
     assert [row.name for row in other] == ["GRU4Rec from text", "GRU4Rec + text", "LLM-EDT"]
 
 
 def test_the_row_with_text_has_text_where_the_method_has_none(workplace):
     ids = settings(**{"models": "LLMEDT", "model_settings.LLMEDT.item_representation": "id"})
-    chosen = [experiment.settings_of(ids, row, 1) for row in experiment.baselines(ids)]
+    chosen = [settings_of(ids, row, 1) for row in study_rows.baselines(ids)]
     found = [model_config.model_values(one, "LLMEDT")["item_representation"] for one in chosen]
     assert found == ["id", "llm+id", "id"]
 
 
 def test_table_9_goes_with_pre_norm(workplace):
     both = settings(norm_first=True)
-    rows = experiment.backbones(both)
+    rows = study_rows.backbones(both)
     experiment.check(both, rows)
-    chosen = {row.name: model_config.model_values(experiment.settings_of(both, row, 1), row.model) for row in rows}
+    chosen = {row.name: model_config.model_values(settings_of(both, row, 1), row.model) for row in rows}
     assert not chosen["LLM-EDT (GRU4Rec)"]["norm_first"] and chosen["LLM-EDT (BERT4Rec)"]["norm_first"]
 
 
 def test_it_is_said_where_inserted_rows_are_varied_that_the_method_does_not_read(workplace):
     without = settings(**{"model_settings.LLMEDT.use_generated": False})
-    varied = [row.keys for row in experiment.shares(without)]
+    varied = [row.keys for row in study_rows.shares(without)]
     assert "reads no inserted rows (use_generated: false)" in ablation.unread(without, "LLMEDT", varied)
     assert ablation.unread(settings(), "LLMEDT", varied) == ""
-    assert ablation.unread(without, "LLMEDT", [row.keys for row in experiment.alphas(without)]) == ""
+    assert ablation.unread(without, "LLMEDT", [row.keys for row in study_rows.alphas(without)]) == ""
     assert ablation.unread(without, "LLM4CDSR", varied) == ""  # it never reads any
 
 
 def test_the_given_value_stands_among_the_papers_and_is_the_run_of_table_2(workplace):
     for rows, name, names in (
-        (experiment.thresholds(settings()), "tau q0.10", ["tau q0.10", "tau q0.50", "tau q0.90"]),
-        (experiment.thresholds(settings(**{"augment.tau": 0.9})), "tau 0.9", ["tau 0.85", "tau 0.9", "tau 0.95"]),
-        (experiment.thresholds(settings(**{"augment.tau": "q.5"})), "tau q.5", ["tau q0.10", "tau q.5", "tau q0.90"]),
-        (experiment.alphas(settings(alpha=0.1 + 0.2)), "alpha 0.3", [f"alpha {one:g}" for one in experiment.ALPHAS]),
-        (experiment.cluster_numbers(settings()), "K 3", ["K 3", "K 5", "K 10", "K 15"]),
-        (experiment.alphas(settings(alpha=0.01)), "alpha 0.01", None),
-        (experiment.shares(settings()), "injected 100%", ["injected 30%", "injected 60%", "injected 100%"]),
+        (study_rows.thresholds(settings()), "tau q0.10", ["tau q0.10", "tau q0.50", "tau q0.90"]),
+        (study_rows.thresholds(settings(**{"augment.tau": 0.9})), "tau 0.9", ["tau 0.85", "tau 0.9", "tau 0.95"]),
+        (study_rows.thresholds(settings(**{"augment.tau": "q.5"})), "tau q.5", ["tau q0.10", "tau q.5", "tau q0.90"]),
+        (study_rows.alphas(settings(alpha=0.1 + 0.2)), "alpha 0.3", [f"alpha {one:g}" for one in study_rows.ALPHAS]),
+        (study_rows.cluster_numbers(settings()), "K 3", ["K 3", "K 5", "K 10", "K 15"]),
+        (study_rows.alphas(settings(alpha=0.01)), "alpha 0.01", None),
+        (study_rows.shares(settings()), "injected 100%", ["injected 30%", "injected 60%", "injected 100%"]),
     ):
         assert [row.name for row in rows if not row.keys] == [name]
         assert names is None or [row.name for row in rows] == names
 
 
 def test_two_rows_of_one_name_are_refused():
-    rows = [experiment.Row("a"), experiment.Row("b"), experiment.Row("a", "SASRec")]
+    rows = [Row("a"), Row("b"), Row("a", "SASRec")]
     with pytest.raises(ConfigError, match="table8: two rows are called a; give each a name of its own"):
         experiment._check_names("table8", rows)
 
@@ -363,8 +367,8 @@ def test_more_clusters_than_items_are_left_out_of_table_5_and_else_refused_befor
     monkeypatch.chdir(tmp_path)
     write_tiny(tmp_path / "atomic_files", "tiny", n_items=24)
     said: list[str] = []
-    bench = experiment.Bench(settings(), ["LLMEDT"], said.append)
-    rows = experiment.cluster_numbers(bench.settings)
+    bench = Bench(settings(), ["LLMEDT"], said.append)
+    rows = study_rows.cluster_numbers(bench.settings)
     assert [row.name for row in experiment.fitting(bench, {"table5": rows})["table5"]] == ["K 3", "K 5", "K 10"]
     assert said[-1] == "note: table5: K 15 is left out: augment.n_clusters: 15 is more than the 12 items of food"
     with pytest.raises(ConfigError, match="table3: K 15: augment.n_clusters: 15 is more than the 12 items of food"):
@@ -376,17 +380,17 @@ def test_before_augmentation_items_without_text_are_gone_if_they_are_dropped(wor
     path = workplace / "atomic_files/tiny/tiny.item"
     lines = path.read_text(encoding="utf-8").splitlines()
     path.write_text("\n".join([*lines[:1], lines[1].rpartition("\t")[0] + "\t", *lines[2:]]) + "\n", encoding="utf-8")
-    bench = experiment.Bench(settings(**{"embed.missing_text": "drop"}), ["LLMEDT"], lambda line: None)
-    table = experiment.table1(bench, []).tables["table"]
+    bench = Bench(settings(**{"embed.missing_text": "drop"}), ["LLMEDT"], lambda line: None)
+    table = studies.table1(bench, []).tables["table"]
     assert [row[2] for row in table.rows] == [14, 15] and [row[4] for row in table.rows] == [14, 15]
-    figure = experiment.figure1(bench, []).tables["table"]
-    assert sum(row[1] for row in figure.rows) == len(experiment.before_augmentation(bench).users)
+    figure = studies.figure1(bench, []).tables["table"]
+    assert sum(row[1] for row in figure.rows) == len(studies.before_augmentation(bench).users)
 
 
 def test_what_an_earlier_call_wrote_besides_is_gone_and_other_files_stay(place, tmp_path):
     table = tables.ResultTable("t", "T", ["a"], [("x",)])
-    both = experiment.Outcome({"table": table, "tests-sampled-100": table})
-    for outcome in (both, experiment.Outcome({"table": table})):
+    both = Outcome({"table": table, "tests-sampled-100": table})
+    for outcome in (both, Outcome({"table": table})):
         (tmp_path / "tables-i-like.txt").write_text("mine", encoding="utf-8")
         experiment.write(outcome, tmp_path, place[1], "")
     stems = {path.stem for path in tmp_path.iterdir()}
@@ -394,7 +398,7 @@ def test_what_an_earlier_call_wrote_besides_is_gone_and_other_files_stay(place, 
 
 
 def test_backbones_stand_alone_and_in_the_method(workplace):
-    rows = {row.name: row for row in experiment.backbones(settings())}
+    rows = {row.name: row for row in study_rows.backbones(settings())}
     assert rows["GRU4Rec"].model == "GRU4Rec" and rows["LLM-EDT (BERT4Rec)"].keys == {"backbone": "BERT4Rec"}
     experiment.check(settings(), list(rows.values()))
 
@@ -408,16 +412,16 @@ def test_other_studies_make_their_tables_from_few_rows(place, monkeypatch):
     folder, bench = place
     monkeypatch.chdir(folder)
     given = bench.settings
-    table4 = experiment.table4(bench, [experiment.Row("tau q0.10")]).tables["table"]
+    table4 = studies.table4(bench, [Row("tau q0.10")]).tables["table"]
     assert [row[0] for row in table4.rows][1:] == [f"tau {tau} (paper alone)" for tau in ("0.85", "0.9", "0.95")]
     assert table4.rows[0][1] > 0  # rows inserted
-    table5 = experiment.table5(bench, [experiment.Row("K 10")]).tables["table"]
+    table5 = studies.table5(bench, [Row("K 10")]).tables["table"]
     assert table5.rows[0][-2:] == (0.8104, 0.7649)
-    assert experiment.figure5(bench, [experiment.Row("alpha 0.7")]).figure is not None
-    table3 = experiment.table3(bench, experiment.with_and_without(given)).tables
+    assert studies.figure5(bench, [Row("alpha 0.7")]).figure is not None
+    table3 = studies.table3(bench, study_rows.with_and_without(given)).tables
     assert table3["table"].rows[1][-4:] == (0.7919, 0.7311, 0.6854, 0.6291)
-    alone = experiment.Row("SASRec", "SASRec"), experiment.Row("LLM-EDT (SASRec)", "LLMEDT", {"backbone": "SASRec"})
-    assert {row[0] for row in experiment.table9(bench, alone).tables["tests-SASRec"].rows} == {"SASRec"}
+    alone = Row("SASRec", "SASRec"), Row("LLM-EDT (SASRec)", "LLMEDT", {"backbone": "SASRec"})
+    assert {row[0] for row in studies.table9(bench, alone).tables["tests-SASRec"].rows} == {"SASRec"}
 
 
 def test_two_language_models_write_items_and_profiles_of_their_own(tmp_path, monkeypatch):
@@ -446,8 +450,8 @@ def test_two_language_models_write_items_and_profiles_of_their_own(tmp_path, mon
 
 
 def bench_of(own, name):
-    rows = {row.name: row for row in experiment.language_models(own)}
-    return experiment.settings_of(own, rows[name], 1)
+    rows = {row.name: row for row in study_rows.language_models(own)}
+    return settings_of(own, rows[name], 1)
 
 
 # ---- the paper's numbers -----------------------------------------------------------------------------------------
@@ -557,12 +561,12 @@ def test_a_reference_that_is_not_there_is_refused():
 def test_domains_that_lie_apart_and_domains_that_are_mixed_are_told_by_their_numbers():
     apart = np.array([[1, 0.01], [1, -0.01], [0.01, 1], [-0.01, 1]])
     domain = np.array([0, 0, 1, 1])
-    silhouette, nearest = experiment.separation(apart, domain, 1)
+    silhouette, nearest = studies.separation(apart, domain, 1)
     assert silhouette > 0.99 and nearest < 0.05
-    silhouette, nearest = experiment.separation(apart, np.array([0, 1, 0, 1]), 1)
+    silhouette, nearest = studies.separation(apart, np.array([0, 1, 0, 1]), 1)
     assert silhouette < 0 and nearest > 0.99
     with_zeros = np.vstack([apart, np.zeros((2, 2))])
-    assert experiment.separation(with_zeros, np.array([*domain, 0, 1]), 1) == experiment.separation(apart, domain, 1)
+    assert studies.separation(with_zeros, np.array([*domain, 0, 1]), 1) == studies.separation(apart, domain, 1)
 
 
 def test_similarity_of_profiles_is_the_cosine_by_user_and_nothing_without_a_profile():
@@ -570,17 +574,17 @@ def test_similarity_of_profiles_is_the_cosine_by_user_and_nothing_without_a_prof
     tokens, rows = data.users, np.arange(3, dtype=np.int32)
     a = EmbeddingTable(tokens, rows, np.array([[1, 0], [1, 1], [0, 0]], np.float32), {"kind": "user"})
     b = EmbeddingTable(tokens[::-1], rows, np.array([[1, 0], [1, -1], [0, 2]], np.float32), {"kind": "user"})
-    found = experiment.cosines(a, b, data.users)
+    found = studies.cosines(a, b, data.users)
     assert found[:2] == pytest.approx([0, 0]) and np.isnan(found[2])
-    assert experiment.cosines(a, a, data.users)[:2] == pytest.approx([1, 1])
+    assert studies.cosines(a, a, data.users)[:2] == pytest.approx([1, 1])
 
 
 def test_few_items_that_must_be_seen_are_drawn_before_others():
     domain, new = np.repeat([0, 1], 3000), np.arange(6000) % 1500 == 0
-    chosen = experiment.sampled(domain, new, 1)
-    assert len(chosen) == 2 * experiment.N_MAPPED and new[chosen].sum() == new.sum() == 4
-    assert (experiment.sampled(domain, new, 1) == chosen).all()
-    assert len(experiment.sampled(domain[2990:3010], new[2990:3010], 1)) == 20
+    chosen = studies.sampled(domain, new, 1)
+    assert len(chosen) == 2 * studies.N_MAPPED and new[chosen].sum() == new.sum() == 4
+    assert (studies.sampled(domain, new, 1) == chosen).all()
+    assert len(studies.sampled(domain[2990:3010], new[2990:3010], 1)) == 20
 
 
 def test_written_items_stand_out_on_the_map(tmp_path):
@@ -609,4 +613,4 @@ def test_times_that_were_damaged_are_measured_anew(tmp_path, monkeypatch):
     monkeypatch.setattr(training, "run_directory", lambda opened, name: tmp_path)
     monkeypatch.setattr(training, "open_run", lambda opened, name, run_dir: (None, trainer, None))
     (tmp_path / "speed.json").write_text("[]")
-    assert experiment.speed_of(None, "SASRec")["users"] == 2
+    assert studies.speed_of(None, "SASRec")["users"] == 2
