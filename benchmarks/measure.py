@@ -67,8 +67,8 @@ def prepare(folder: str, dataset: str, last: str = "profile") -> Figures:
     """The stages before training, untimed; files that are there already are kept."""
     source = {"prepare.source": "ml-100k"} if dataset == "ml-100k-cross" else {}
     settings = config.load(dataset, [], {"data_path": folder, **source})
-    stages = ["prepare", "embed", "augment", "profile"]
-    for stage in stages[: stages.index(last) + 1]:
+    names = ["prepare", "embed", "augment", "profile"]
+    for stage in names[: names.index(last) + 1]:
         pipeline.STAGES[stage](settings, lambda line: None)
     return {}
 

@@ -326,12 +326,12 @@ def _length(data: atomic.TwoDomainData) -> float:
 def table6(bench: Bench, rows: Sequence[Row]) -> Outcome:
     """Cosine of each user's profile vector with and without inserted rows, by the share that goes in."""
     seed = bench.settings.seeds[0]
-    raw = Row("w/o Aug.", "LLMEDT", WITHOUT)
-    vectors = {row.name: _profiles(bench, row, seed) for row in (raw, *rows)}
+    without = Row("w/o Aug.", "LLMEDT", WITHOUT)
+    vectors = {row.name: _profiles(bench, row, seed) for row in (without, *rows)}
     found = []
     for row in rows:
         data = stages.read_augmented(bench.own(row, seed))
-        similar = pd.Series(cosines(vectors[raw.name], vectors[row.name], data.users), index=data.users).dropna()
+        similar = pd.Series(cosines(vectors[without.name], vectors[row.name], data.users), index=data.users).dropna()
         touched = data.users[np.unique(data.user[data.generated])]
         of_touched = similar[similar.index.isin(touched)]
         found.append((row.name, len(similar), similar.mean(), len(of_touched), of_touched.mean()))
