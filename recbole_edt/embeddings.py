@@ -277,6 +277,8 @@ class EmbeddingTable:
                 raise ValueError("shapes do not fit together")
             if len(rows) and not 0 <= rows.min() <= rows.max() < len(vectors):
                 raise ValueError("rows point outside the vectors")
+            if (repeated := pd.Index(tokens, dtype=object).duplicated()).any():
+                raise ValueError(f"token '{tokens[repeated][0]}' is there twice")
         except FileNotFoundError as error:
             raise DataError(f"{path}: no such file; {absent}") from error
         except PermissionError as error:

@@ -154,6 +154,13 @@ class TestDamagedTables:
         except DataError as error:
             assert "t.safetensors" in str(error)
 
+    def test_a_damaged_token_that_is_now_another_is_refused(self, tmp_path):
+        path = tmp_path / "t.safetensors"
+        some_table().save(path)
+        path.write_bytes(path.read_bytes().replace(b"xyz", b"yyz"))
+        with pytest.raises(DataError, match="not a whole embedding table .token 'y' is there twice"):
+            EmbeddingTable.load(path)
+
     def test_another_safetensors_file_is_refused(self, tmp_path):
         save_file({"weight": np.zeros(3)}, tmp_path / "model.safetensors")
         with pytest.raises(DataError, match="not a whole embedding table"):
