@@ -11,17 +11,7 @@ from typing import Any
 
 import pandas as pd
 
-from recbole_edt import (
-    ablation,
-    config,
-    paper,
-    pipeline,
-    plots,
-    provenance,
-    report,
-    stages,
-    training,
-)
+from recbole_edt import ablation, config, paper, pipeline, plots, provenance, report, stages, training
 from recbole_edt.config import Settings
 from recbole_edt.evaluation import OVERALL, domain_metrics
 from recbole_edt.methods import METHODS

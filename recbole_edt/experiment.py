@@ -13,13 +13,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from recbole_edt import (
-    figures,
-    report,
-    stages,
-    studies,
-    study_rows,
-)
+from recbole_edt import figures, report, stages, studies, study_rows
 from recbole_edt.bench import Bench, Outcome, Row, settings_of
 from recbole_edt.config import Settings
 from recbole_edt.errors import ConfigError, EDTError

@@ -19,13 +19,7 @@ from recbole_edt.backbones import build_backbone, item_encoder
 from recbole_edt.dataset import DOMAIN_SEQ, DOMAIN_SEQ_LEN, LAST_WINDOW, TARGET_SEQ
 from recbole_edt.errors import choice_faults
 from recbole_edt.layers import ItemEncoder
-from recbole_edt.two_domain import (
-    CommonSettings,
-    TwoDomainModel,
-    not_above_zero,
-    principal_components,
-    read_settings,
-)
+from recbole_edt.two_domain import CommonSettings, TwoDomainModel, not_above_zero, principal_components, read_settings
 
 
 @dataclass(frozen=True)

@@ -11,32 +11,8 @@ import numpy as np
 import pandas as pd
 import torch
 
-from recbole_edt import (
-    atomic,
-    audit,
-    card,
-    costs,
-    embeddings,
-    paper,
-    plots,
-    provenance,
-    raw,
-    report,
-    stages,
-    training,
-)
-from recbole_edt.bench import (
-    METRICS,
-    Bench,
-    Outcome,
-    Row,
-    Runs,
-    bars_of,
-    compared,
-    curves_of,
-    tests_table,
-    with_column,
-)
+from recbole_edt import atomic, audit, card, costs, embeddings, paper, plots, provenance, raw, report, stages, training
+from recbole_edt.bench import METRICS, Bench, Outcome, Row, Runs, bars_of, compared, curves_of, tests_table, with_column
 from recbole_edt.evaluation import GROUP_LABELS, OVERALL, domain_metrics, domains_of, group_metrics
 from recbole_edt.files import read_json, write_json
 from recbole_edt.profiles import infix
@@ -46,10 +22,8 @@ from recbole_edt.tables import Column, ResultTable
 
 RATIOS = {"r >= 0.95": (0.95, 1.01), "0.9 <= r < 0.95": (0.9, 0.95), "r < 0.9": (-0.01, 0.9)}
 """The conditions of table 7."""
-
 N_MAPPED = 1000
 """Most items of a domain in figure 3."""
-
 N_TIMED = 5
 
 

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from recbole_edt import (
-    ablation,
-    config,
-)
+from recbole_edt import ablation, config
 from recbole_edt.bench import Row
 from recbole_edt.config import Settings
 from recbole_edt.errors import ConfigError
@@ -15,26 +12,17 @@ from recbole_edt.methods import METHODS
 from recbole_edt.model_config import model_values
 
 LLM_EDT = "LLM-EDT"
-
 BASELINES = ("Pop", "GRU4Rec", "BERT4Rec", "SASRec")
-
 NO_PARTS: dict[str, Any] = {"use_generated": False, "alpha": 0, "finetune_epochs": 0}
 """LLM-EDT without its three parts: its backbone on item texts."""
-
 FROM_TEXT: dict[str, Any] = {**NO_PARTS, "item_representation": "id", "item_ids": "pca"}
 """Its backbone on ids that start from the texts and never read them again."""
-
 WITHOUT = {"augment.insertion": "none"}
-
 QUANTILES = ("q0.10", "q0.50", "q0.90")
-
 THRESHOLDS = (0.85, 0.9, 0.95)
 """The paper's, for tau given as a cosine."""
-
 CLUSTERS = (5, 10, 15)
-
 ALPHAS = (0.1, 0.3, 0.5, 0.7, 1.0)
-
 SHARES = (0.3, 0.6, 1.0)
 
 

@@ -1,15 +1,7 @@
 import pytest
 
 from recbole_edt import costs, embeddings
-from recbole_edt.costs import (
-    Price,
-    Usage,
-    dollars,
-    estimate_chat,
-    estimate_texts,
-    load_prices,
-    price_of,
-)
+from recbole_edt.costs import Price, Usage, dollars, estimate_chat, estimate_texts, load_prices, price_of
 from recbole_edt.errors import ConfigError, DataError
 
 
