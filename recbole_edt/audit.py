@@ -26,7 +26,7 @@ from recbole_edt.config import Settings
 from recbole_edt.dataset import EDTDataset, Sequences, eval_loader
 from recbole_edt.embeddings import EmbeddingTable
 from recbole_edt.errors import ConfigError, TooFewItems
-from recbole_edt.evaluation import TOPK, RankCollector, domain_metrics, per_user
+from recbole_edt.evaluation import TOPK, RankCollector, VectorScores, domain_metrics, per_user
 from recbole_edt.files import sha256_of, write_safely, write_text
 from recbole_edt.model import LLMEDT
 from recbole_edt.split import TEST
@@ -34,6 +34,8 @@ from recbole_edt.tables import Column, ResultTable, code
 
 N_NEGATIVES = 100
 LABEL = "NOT COMPARABLE"
+VERSION = 2
+"""Of the numbers in ``audit.csv``: before 2 misaligned scores were computed, and then not ranked by."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +82,7 @@ def audit(settings: Settings, say: stages.Say) -> None:
         except TooFewItems as error:
             say(f"note: {protocol.name} is left out: {error}")
             continue
-        model.full_sort_predict = _scorer(model, protocol, training.seed_of(settings))
+        model.vector_scores = _scorer(model, protocol, training.seed_of(settings))  # what the trainer ranks by
         trainer.evaluate(eval_loader(trainer.config, part), load_best_model=False)
         ranks = trainer.evaluator.ranks
         new = inserted[ranks["user"].to_numpy()] if protocol.split_after else np.zeros(len(ranks), bool)
@@ -98,8 +100,8 @@ def audit(settings: Settings, say: stages.Say) -> None:
 
 
 def made_with(settings: Settings) -> str:
-    """Hash of the settings of the augmented rows, which stands in ``audit.csv``."""
-    return sha256_of(asdict(stages.augmented_with(settings)))[:8]
+    """Hash of the settings of the augmented rows, and of the version of the audit; it stands in ``audit.csv``."""
+    return sha256_of([VERSION, asdict(stages.augmented_with(settings))])[:8]
 
 
 def is_current(run_dir: Path, settings: Settings) -> bool:
@@ -201,9 +203,9 @@ def has_own_parts(model: LLMEDT) -> bool:
     return model.settings.adapter_residual or any(bool(one.any()) for one in outer)
 
 
-def _scorer(model: LLMEDT, protocol: Protocol, seed: int) -> Callable[[Any], Tensor]:
+def _scorer(model: LLMEDT, protocol: Protocol, seed: int) -> Callable[[Any], Tensor | VectorScores]:
     if not protocol.misaligned or not has_own_parts(model):  # rounding of parts that are zero would only undo ties
-        return lambda interaction: LLMEDT.full_sort_predict(model, interaction)
+        return lambda interaction: LLMEDT.vector_scores(model, interaction)
     generator = torch.Generator().manual_seed(seed)
     return lambda interaction: misaligned_scores(model, interaction, generator)
 

@@ -14,6 +14,7 @@ from toy import dataset, sequences, table_of
 from recbole_edt import audit, config, pipeline, training
 from recbole_edt.augment import AugmentConfig
 from recbole_edt.cli import run
+from recbole_edt.dataset import eval_loader
 from recbole_edt.evaluation import domain_metrics, read_ranks
 from recbole_edt.model import LLMEDT
 
@@ -116,6 +117,10 @@ def test_the_audit_augments_as_the_runs_rows_were_made_and_reads_no_audit_of_oth
     assert not audit.is_current(run_dir, settings)
     table.drop(columns="note").to_csv(run_dir / "audit.csv", index=False)
     assert not audit.is_current(run_dir, settings)
+    table.to_csv(run_dir / "audit.csv", index=False)
+    assert audit.is_current(run_dir, settings)
+    monkeypatch.setattr(audit, "VERSION", 1)  # numbers of before misaligned scores were ranked by
+    assert not audit.is_current(run_dir, settings)
 
 
 @pytest.mark.parametrize(
@@ -158,6 +163,27 @@ def test_misaligned_scores_take_the_domains_part_from_another_item_and_leave_the
         assert torch.equal(LLMEDT.full_sort_predict(model, batch), honest)
 
 
+def test_the_audit_ranks_by_misaligned_scores_as_numpy_does(opened, capsys):
+    """It once computed them and ranked by the honest ones."""
+    _, run_dir, model, test_data = opened
+    assert run(["audit", *TINY]) == 0
+    part, generator = test_data._dataset, torch.Generator().manual_seed(42)
+    hits, gains = [], []
+    for batch, _, row, item in eval_loader(test_data.config, part):
+        with torch.no_grad():
+            scores = audit.misaligned_scores(model, batch, generator)[row].numpy()
+        for own, target in zip(scores, item.tolist(), strict=True):
+            rivals = [i for i in range(1, len(own)) if part.item_domain[i] == part.item_domain[target] and i != target]
+            rank = 1 + sum(own[i] > own[target] for i in rivals)
+            hits.append(rank <= 10)
+            gains.append((rank <= 10) / np.log2(rank + 1))
+    table = pd.read_csv(run_dir / "audit.csv").set_index(["protocol", "domain"])
+    found = table.loc[("misaligned scores", "overall"), ["hit@10", "ndcg@10"]].to_numpy(float)
+    np.testing.assert_allclose(found, [np.mean(hits), np.mean(gains)], atol=1e-6)
+    assert abs(found[1] - table.loc[("honest", "overall"), "ndcg@10"]) > 1e-3
+    assert "misaligned scores ranks every target" not in capsys.readouterr().out
+
+
 def test_without_fine_tuning_that_was_kept_nothing_can_be_misaligned_and_that_is_why(opened):
     _, _, model, test_data = opened
     batch, misaligned, ranks = next(iter(test_data))[0], audit.PROTOCOLS[2], pd.DataFrame({"higher": [1, 2]})
@@ -170,7 +196,7 @@ def test_without_fine_tuning_that_was_kept_nothing_can_be_misaligned_and_that_is
     why = ": no domain has a part of its own, since fine-tuning was not kept"
     assert audit._alike(misaligned, ranks, ranks, model) == said + why
     with torch.no_grad():
-        assert torch.equal(audit._scorer(model, misaligned, 1)(batch), LLMEDT.full_sort_predict(model, batch))
+        assert torch.equal(audit._scorer(model, misaligned, 1)(batch).user, LLMEDT.vector_scores(model, batch).user)
 
 
 def test_a_split_after_augmenting_lets_inserted_items_be_targets_and_held_out_ones_shape_them(opened):
