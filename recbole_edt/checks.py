@@ -57,6 +57,7 @@ FIXED = {
     "metrics": "hit, NDCG and MRR are always measured; choose their cut-offs by topk",
     "benchmark_filename": "the split is made here: leave-one-out in time",
     "repeatable": "an item may be met again",
+    "checkpoint_dir": "weights lie in the folder of their run, below runs_path",
 }
 
 Fault = Callable[[str, str], None]

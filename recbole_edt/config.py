@@ -400,7 +400,9 @@ def _with_pipelines(settings: Settings) -> Settings:
     """The settings with the kinds of profiles that their methods need; the first is ``profile.pipeline``."""
     given = settings.given
     models = [settings.model] if "model" in given else []
-    models += settings.models if "models" in given or not models else []
+    # LLM-EDT's before other methods': "profile", beside which the paper's cost stands, is then its own.
+    others = settings.models if "models" in given or not models else []
+    models += sorted(others, key=lambda model: model != "LLMEDT")
     kinds = [profiles_of(settings, model) for model in models if model in METHODS] or [settings.profile.pipeline]
     return replace(
         settings, pipelines=tuple(dict.fromkeys(kinds)), profile=replace(settings.profile, pipeline=kinds[0])

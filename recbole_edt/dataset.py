@@ -300,7 +300,9 @@ class EDTDataset(SequentialDataset):
     def _training_rows(self) -> Tensor:
         """The row of each training example's target; for windows, of its last item."""
         train = self.sequences.mark == TRAIN
-        if self.config["inserted_as_targets"] is False and self.training == "masked" and not self.with_domains:
+        # By prefix, too, RecBole's BERT4Rec masks any item of the history.
+        masks = (self.training == "masked" and not self.with_domains) or self.config["model"] == "BERT4Rec"
+        if self.config["inserted_as_targets"] is False and masks:
             raise ConfigError(
                 f"inserted_as_targets: false is not possible for {self.config['model']}, which learns by masking"
             )
@@ -416,11 +418,13 @@ class EDTDataset(SequentialDataset):
     def user_profiles(self) -> tuple[Tensor, Tensor]:
         """Profile vectors by user id ``[U, D]`` float32 and who has one ``[U]`` bool.
 
+        A vector of zeros, which stands for one that an embedder did not give, is none.
+
         Raises: DataError if there is no file.
         """
         table = EmbeddingTable.load(self._vector_file("user_profiles", f"{_profile_infix(self.config)}uservec"))
-        tokens = self.field2id_token[self.uid_field]
-        return torch.from_numpy(table.lookup(tokens)), torch.from_numpy(table.has(tokens))
+        vectors = torch.from_numpy(table.lookup(self.field2id_token[self.uid_field]))
+        return vectors, vectors.any(dim=1)
 
     def _vector_file(self, key: str, kind: str) -> Path:
         named = self.config[key]

@@ -250,6 +250,17 @@ def mixed_precision(model: Any, device: Any) -> Any:
     return torch.autocast(device.type, torch.bfloat16, enabled=model.mixed_precision and model.training)
 
 
+@contextmanager
+def bfloat16_by_default(device: Any) -> Iterator[None]:
+    """RecBole's own loop leaves the format of mixed precision to torch, which takes float16 on a GPU."""
+    before = torch.get_autocast_dtype(device.type)
+    torch.set_autocast_dtype(device.type, torch.bfloat16)
+    try:
+        yield
+    finally:
+        torch.set_autocast_dtype(device.type, before)
+
+
 def full_precision(states: Tensor) -> Tensor:
     """What `mixed_precision` made of them as float32; as they are without it."""
     return states.float() if states.dtype == torch.bfloat16 else states

@@ -33,6 +33,11 @@ def check_model(settings: Settings, model: str) -> None:
         _check_norm_first(settings, model, values)
     if values.get("train_neg_sample_args"):
         _check_negatives(model, values)
+    if values.get("shuffle") is False and by_sequence(model, values.get("training")):
+        raise ConfigError(
+            f"{model}: shuffle: false does nothing: whole sequences are always shuffled; for other models alone it "
+            "goes under model_settings.MODEL"
+        )
     transformer = values["backbone"] if model in METHODS else model
     heads = values["n_heads"] if "n_heads" in hyper_parameters(transformer) else 1
     if values.get("hidden_size", 0) % heads:

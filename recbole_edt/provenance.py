@@ -110,17 +110,27 @@ def llm_note(settings: Settings, made: Mapping[str, Any] | None = None) -> str:
     asked = {stage: one for stage, one in made.items() if "llm" in one["config"]}
     if not asked and "augment" not in made:
         return "not known how rows and profiles were made"
-    models = {stage: one["config"]["llm"]["model"] + _failures(one["counts"]) for stage, one in asked.items()}
-    items = f"items written by {models['augment']}" if "augment" in models else "items proposed by co-occurrence"
-    texts = f"profiles by {models['profile']}" if "profile" in models else "profiles made of telling words"
-    texts = texts if "profile" in made else "no profiles made"
+    items, profiles = _writers(asked, "augment"), _writers(asked, "profile")
+    items = f"items written by {items}" if items else "items proposed by co-occurrence"
+    texts = f"profiles by {profiles}" if profiles else "profiles made of telling words"
+    texts = texts if any(stage.startswith("profile") for stage in made) else "no profiles made"
     embed = made.get("embed", {}).get("config") or asdict(settings.embed)
     embedder = embed["vectors"] or embed["model" if embed["embedder"] == embeddings.ENDPOINT else "embedder"]
     parts = f"{items}, {texts}, texts embedded by {embedder}"
-    return f"LLM: {parts}" if models else f"offline: no LLM was called; {parts}"
+    return f"LLM: {parts}" if asked else f"offline: no LLM was called; {parts}"
 
 
-def _failures(counts: Mapping[str, Any]) -> str:
-    """In brackets, how many of a stage's questions came to nothing; empty if none did."""
-    n = sum(n for kind, n in counts.get("failed", {}).items() if kind != "no vector")  # that is no question
-    return f" ({n:,} of {counts['asked']:,} requests failed)" if n else ""
+def _writers(asked: Mapping[str, Any], stage: str) -> str:
+    """The models that a stage asked, for all kinds of profiles, with how many of their requests came to nothing."""
+    by_model: dict[str, list[Mapping[str, Any]]] = {}
+    for name, one in asked.items():
+        if name.startswith(stage):
+            by_model.setdefault(one["config"]["llm"]["model"], []).append(one["counts"])
+    return " and ".join(model + _failures(counts) for model, counts in by_model.items())
+
+
+def _failures(counts: Sequence[Mapping[str, Any]]) -> str:
+    """In brackets, how many requests came to nothing; empty if none did."""
+    failed = [item for one in counts for item in one.get("failed", {}).items()]
+    n = sum(n for kind, n in failed if kind != "no vector")  # that is no question
+    return f" ({n:,} of {sum(one['asked'] for one in counts):,} requests failed)" if n else ""

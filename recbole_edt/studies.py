@@ -455,8 +455,8 @@ def cost(bench: Bench, rows: Sequence[Row]) -> Outcome:
     """What was asked of models, and paid, per user."""
     n_users = len(stages.read(bench.settings).users)
     found = []
-    for stage, paid in costs.PAPER_USD.items():
-        used = provenance.stage_counts(bench.settings)[stage].get("used", {})
+    for stage, counts in provenance.stage_counts(bench.settings).items():
+        used = counts.get("used", {})
         for kind, one in used.items():
             usd = one["cost_usd"]
             per_user = None if usd is None else usd / n_users
@@ -464,7 +464,7 @@ def cost(bench: Bench, rows: Sequence[Row]) -> Outcome:
             tokens = one["prompt_tokens"], one["completion_tokens"]
             found.append((stage, costs.WORDS[kind], one["calls"], *tokens, usd, per_user, printed))
         if not used:
-            found.append((stage, "offline", 0, 0, 0, 0.0, 0.0, paid))
+            found.append((stage, "offline", 0, 0, 0, 0.0, 0.0, costs.PAPER_USD.get(stage)))
     columns = [Column("stage"), Column("asked for"), Column("calls"), Column("tokens in"), Column("tokens out")]
     columns += [Column("cost (US dollars)", decimals=4), Column("per user (US dollars)", decimals=6)]
     columns += [Column("paper: per user (US dollars)", decimals=6)]

@@ -28,7 +28,7 @@ from recbole_edt.compat import identity, write_checkpoint
 from recbole_edt.dataset import SequenceLoader
 from recbole_edt.errors import ConfigError, DataError, EDTError
 from recbole_edt.files import write_text
-from recbole_edt.layers import PreNormLayer
+from recbole_edt.layers import PreNormLayer, bfloat16_by_default
 from recbole_edt.methods import METHODS, named
 from recbole_edt.model import STATE
 from recbole_edt.split import TRAIN
@@ -147,7 +147,8 @@ class ResumableTraining:
         if own or isinstance(train_data, (SequenceLoader, FrozenStates)):
             losses = self._steps(train_data)
         else:
-            losses = super()._train_epoch(train_data, epoch_idx, *args, **kwargs)
+            with bfloat16_by_default(self.device):
+                losses = super()._train_epoch(train_data, epoch_idx, *args, **kwargs)
         total = sum(losses) if isinstance(losses, tuple) else losses
         row = {"phase": self.phase, "epoch": epoch_idx, "train_loss": total / max(len(train_data), 1)}
         self.epoch_log.append({**row, "train_seconds": time.perf_counter() - start})

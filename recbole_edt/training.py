@@ -11,7 +11,7 @@ import json
 import logging
 import re
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -186,7 +186,7 @@ def _run_on_all(experiment: Experiment, name: str, run_dir: Path, folder: Path) 
     _write_config(config, folder)
     init_seed(config["seed"], config["reproducibility"])
     part = experiment.dataset.for_model(config).everything(sees_generated(config), _rows_of(config, name))
-    train_data, cls = _training(config, name, [part, part, part])
+    train_data, cls = _training(config, name, part)
     model = cls(config, part).to(config["device"])
     shared = dataclasses.replace(experiment, settings=settings, share_pretraining=False)
     trainer = make_trainer(shared, config, model, folder, part)
@@ -428,7 +428,7 @@ def _remove_leftovers(run_dir: Path) -> None:
 def loaders(experiment: Experiment, config: Any, name: str) -> tuple[Any, Any, Any, type]:
     """Loaders of the three parts, and the model's class, for the rows that this model trains on."""
     parts = experiment.dataset.for_model(config).parts(sees_generated(config), _rows_of(config, name))
-    train_data, cls = _training(config, name, parts)
+    train_data, cls = _training(config, name, parts[0])
     return train_data, eval_loader(config, parts[1]), eval_loader(config, parts[2]), cls
 
 
@@ -439,13 +439,12 @@ def _rows_of(config: Any, name: str) -> str:
     return "prefix" if config["MODEL_TYPE"] == ModelType.SEQUENTIAL else "pairs"
 
 
-def _training(config: Any, name: str, parts: Sequence[EDTDataset]) -> tuple[Any, type]:
-    """Loader of the first of the three parts, and the model's class."""
-    train = parts[0]
+def _training(config: Any, name: str, train: EDTDataset) -> tuple[Any, type]:
+    """Loader of a training part, and the model's class."""
     if by_sequence(name, config["training"]):
         cls = METHODS[name].load() if name in METHODS else sequence_trained(name)
         return SequenceLoader(train, config["train_batch_size"], config["seed"]), cls
-    sampler = create_samplers(config, train, parts)[0]
+    sampler = create_samplers(config, train, [train] * 3)[0]  # by popularity it would count held-out rows, too
     return get_dataloader(config, "train")(config, train, sampler, shuffle=config["shuffle"]), get_model(name)
 
 

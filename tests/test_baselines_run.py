@@ -9,6 +9,7 @@ from conftest import QUICK, write_tiny
 
 from recbole_edt import config, split, stages, training
 from recbole_edt.files import read_json
+from recbole_edt.model_config import recbole_config
 
 SEQUENTIAL = ["NARM", "STAMP", "Caser", "GRU4Rec", "SASRec", "BERT4Rec"]
 GENERAL = ["BPR", "LightGCN", "Pop", "ItemKNN", "EASE", "NeuMF", "MultiVAE"]
@@ -78,6 +79,18 @@ def test_popularity_scores_are_the_counts_of_raw_training_rows(folder):
         same_domain = count[data.item_domain == data.item_domain[row[item]]]
         assert higher == (same_domain > count[row[item]]).sum()
         assert tied == (same_domain == count[row[item]]).sum() - 1
+
+
+def test_negatives_by_popularity_are_drawn_from_training_rows_alone(folder):
+    experiment = training.open_experiment(
+        settings_for(folder, "BPR", train_neg_sample_args={"distribution": "popularity"})
+    )
+    config_ = recbole_config(experiment.settings, "BPR", experiment.settings.augmented, folder / "runs")
+    sampler = training.loaders(experiment, config_, "BPR")[0]._sampler
+    data = stages.read(experiment.settings)
+    train = data.items[data.item[split.leave_one_out(data) == split.TRAIN]]
+    drawn_from = experiment.dataset.field2id_token["item_id"][sampler._get_candidates_list()]
+    assert sorted(drawn_from) == sorted([*train] * 3)  # RecBole counts each part it is given
 
 
 @pytest.mark.parametrize("model", ["ItemKNN", "EASE", "LightGCN"])

@@ -257,6 +257,22 @@ def test_inserted_rows_are_no_targets_of_prefixes_either_if_they_are_not_to_be(t
     assert "v1" not in tokens(pairs, pairs.inter_feat["item_id"])
     with pytest.raises(ConfigError, match="inserted_as_targets: false is not possible"):
         dataset.parts(generated=True, training="masked")
+    by_prefix = make(tmp_path, model="BERT4Rec", inserted_as_targets=False)
+    by_prefix._change_feat_format()
+    with pytest.raises(ConfigError, match="not possible for BERT4Rec, which learns by masking"):
+        by_prefix.parts(generated=True, training="prefix")
+
+
+def test_a_profile_without_a_vector_is_none(tmp_path):
+    from recbole_edt.embeddings import EmbeddingTable
+
+    train, *_ = make(tmp_path).build()
+    vectors = np.array([[1, 0], [0, 0]], np.float32)  # zeros where the embedder gave none
+    table = EmbeddingTable(np.array(["u", "w"]), np.arange(2, dtype=np.int32), vectors, {"kind": "user"})
+    table.save(tmp_path / "two-edt" / "two-edt.uservec.safetensors")
+    tokens_of = train.field2id_token["user_id"].tolist()
+    has = dict(zip(tokens_of, train.user_profiles()[1].tolist(), strict=True))
+    assert has["u"] and not has["w"] and sum(has.values()) == 1
 
 
 def test_vectors_must_be_there_for_every_item(tmp_path):

@@ -507,11 +507,11 @@ def test_a_width_that_heads_do_not_divide_is_named():
         ({}, ("sra",)),
         ({"model": "LLM4CDSR"}, ("hierarchical",)),
         ({"models": "SASRec,LLM4CDSR"}, ("hierarchical",)),
-        ({"models": "LLM4CDSR,LLMEDT"}, ("hierarchical", "sra")),
+        ({"models": "LLM4CDSR,LLMEDT"}, ("sra", "hierarchical")),
         ({"models": "Pop"}, ("sra",)),
         ({"model": "LLM4CDSR", "profile.pipeline": "plain"}, ("plain",)),
         ({"models": "LLM4CDSR,LLMEDT", "profile.pipeline": "sra"}, ("sra",)),
-        ({"models": "LLM4CDSR,LLMEDT", "model_settings.LLM4CDSR.profiles": "plain"}, ("plain", "sra")),
+        ({"models": "LLM4CDSR,LLMEDT", "model_settings.LLM4CDSR.profiles": "plain"}, ("sra", "plain")),
     ],
 )
 def test_the_profiles_written_are_those_that_the_methods_read(given, kinds, workplace):

@@ -211,6 +211,19 @@ def test_mixed_precision_leaves_losses_outside_with_loaders_that_are_not_ours(ru
     assert np.isfinite(loss).all()
 
 
+def test_mixed_precision_of_recboles_own_loop_is_bfloat16(run):
+    trainer, train_data, *_ = run("SASRec", "run", enable_amp=True)
+    trainer.run_dir, formats, before = None, [], torch.get_autocast_dtype("cpu")
+    torch.set_autocast_dtype("cpu", torch.float16)  # what a GPU's is
+    try:
+        encoder = trainer.model.trm_encoder
+        encoder.register_forward_hook(lambda *_: formats.append(torch.get_autocast_dtype("cpu")))
+        trainer._train_epoch(list(train_data)[:1], 0)
+        assert formats == [torch.bfloat16] and torch.get_autocast_dtype("cpu") == torch.float16
+    finally:
+        torch.set_autocast_dtype("cpu", before)
+
+
 def test_early_stopping_is_told_from_the_epoch_cap(run):
     trainer, train_data, valid_data, _ = run("SASRec", "run", epochs=50)
     with pytest.raises(ConfigError):
