@@ -165,7 +165,7 @@ def test_windows_cover_every_target_exactly_once(lengths, longest):
     dataset = EDTDataset.__new__(EDTDataset)
     dataset.sequences = Sequences.build(user, item, torch.zeros(len(user), dtype=torch.bool), domain)
     dataset.max_item_list_len, dataset.training = longest, "sequence"
-    dataset.config = {"inserted_as_targets": True}
+    dataset.config = {"inserted_as_targets": True, "model": "SASRec"}
     row = dataset._training_rows()
     first = dataset.sequences.first[row]
     covered = []
