@@ -22,7 +22,7 @@ from recbole_edt.errors import choice_faults
 from recbole_edt.layers import Adapter, ItemEncoder
 from recbole_edt.two_domain import CommonSettings, TwoDomainModel, not_above_zero, principal_components, read_settings
 
-# Fields of fine-tuning's batches.
+# Fields of batches whose frozen states are known.
 STATE, OWN_STATE, HAS_OWN = "state", "own_state", "has_own"
 CHOICES = {
     "item_representation": ("llm", "id", "llm+id"),
@@ -230,15 +230,26 @@ class LLMEDT(TwoDomainModel):
 
         A user without history in a domain has ``u^d = 0`` there: the global vector alone.
         """
-        item_seq, length = interaction[self.ITEM_SEQ], interaction[self.ITEM_SEQ_LEN]
         if self.phase == "pretrain":
-            return self.backbone(item_seq, length).expand(2, -1, -1)
+            return self.backbone(interaction[self.ITEM_SEQ], interaction[self.ITEM_SEQ_LEN]).expand(2, -1, -1)
+        if STATE not in interaction:
+            interaction = self.last_states(interaction)
+        own = zip(self.user_adapters, interaction[OWN_STATE].unbind(1), interaction[HAS_OWN].unbind(1), strict=True)
+        return torch.stack([interaction[STATE] + adapter(one) * has.unsqueeze(-1) for adapter, one, has in own])
+
+    @torch.no_grad()
+    def last_states(self, interaction: Any) -> Interaction:
+        """What ``user_vectors`` needs of the frozen backbone, one row per history ``[B]``.
+
+        ``state`` ``[B, H]`` is u~, ``own_state`` ``[B, 2, H]`` is h^A and h^B (Eq. 10), ``has_own`` ``[B, 2]``.
+        """
         # All three sequences of a user in one pass.
+        item_seq = interaction[self.ITEM_SEQ]
         width = item_seq.shape[1]
         parts = [item_seq, *(F.pad(interaction[key], (0, width - interaction[key].shape[1])) for key in DOMAIN_SEQ)]
-        lengths = [length, *(interaction[key] for key in DOMAIN_SEQ_LEN)]
-        state, *own = self.backbone(torch.cat(parts), torch.cat(lengths)).chunk(3)
-        vectors = []
-        for adapter, one, own_length in zip(self.user_adapters, own, lengths[1:], strict=True):
-            vectors.append(state + adapter(one) * (own_length > 0).unsqueeze(-1))
-        return torch.stack(vectors)
+        own_lengths = [interaction[key] for key in DOMAIN_SEQ_LEN]
+        states = self.backbone(torch.cat(parts), torch.cat([interaction[self.ITEM_SEQ_LEN], *own_lengths]))
+        state, *own = states.chunk(3)
+        has_own = torch.stack(own_lengths, 1) > 0
+        user = interaction[self.USER_ID]
+        return Interaction({self.USER_ID: user, STATE: state, OWN_STATE: torch.stack(own, 1), HAS_OWN: has_own})

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
+from recbole.data.dataloader import FullSortEvalDataLoader
 from recbole.data.interaction import Interaction
 from recbole.model.layers import TransformerLayer
 from recbole.trainer import Trainer
@@ -371,6 +372,29 @@ class FrozenStates:
         return 8 * n_targets * model.settings.hidden_size
 
 
+class FrozenHistories(FullSortEvalDataLoader):
+    """Validation batches of fine-tuning: histories' frozen states, which are computed once, instead of histories.
+
+    Args:
+        model: frozen.
+        valid_data: RecBole's loader, whose batches are always the same.
+    """
+
+    def __init__(self, model: Any, valid_data: Any) -> None:
+        vars(self).update(vars(valid_data))
+        model.eval()
+        bar = tqdm(valid_data, desc="frozen states", delay=1, leave=False, disable=None)
+        self.batches = [(model.last_states(batch.to(model.device)), *targets) for batch, *targets in bar]
+
+    def __iter__(self) -> Iterator[tuple[Any, ...]]:
+        return iter(self.batches)
+
+    @staticmethod
+    def n_bytes(model: Any, valid_data: Any) -> int:
+        """Memory that the three states of all histories take."""
+        return 12 * len(valid_data._dataset) * model.settings.hidden_size
+
+
 def finetuning_loader(train_data: Any) -> Any:
     """The loader of pre-training, or where that one masks, one of single targets in as many batches."""
     part = train_data._dataset.for_finetuning()
@@ -427,6 +451,9 @@ class LLMEDTTrainer(ResumableTraining, Trainer):
             train_data = FrozenStates(self.model, train_data)
         else:
             train_data = finetuning_loader(train_data)
+        full = isinstance(valid_data, FullSortEvalDataLoader)
+        if full and FrozenHistories.n_bytes(self.model, valid_data) <= STATE_CACHE_BYTES:
+            valid_data = FrozenHistories(self.model, valid_data)
         return super().fit(train_data, valid_data, verbose, saved, show_progress, callback_fn)
 
     def _share_pretraining(self, shared: Path, pretrained: str, train_data: Any) -> None:

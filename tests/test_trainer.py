@@ -18,9 +18,11 @@ from recbole_edt import config, pipeline, training
 from recbole_edt.backbones import BACKBONES
 from recbole_edt.dataset import TARGET_SEQ
 from recbole_edt.errors import ConfigError, DataError, EDTError
+from recbole_edt.model import OWN_STATE, STATE
 from recbole_edt.model_config import recbole_config
 from recbole_edt.trainer import (
     NOT_RESUMED,
+    FrozenHistories,
     FrozenStates,
     PhaseConfig,
     ResumableTraining,
@@ -134,10 +136,28 @@ def test_states_that_were_kept_give_the_losses_of_states_computed_anew(run):
 
 def test_states_too_large_to_keep_are_computed_for_each_batch(run, workplace, monkeypatch):
     monkeypatch.setattr("recbole_edt.trainer.STATE_CACHE_BYTES", 0)
-    monkeypatch.setattr("recbole_edt.trainer.FrozenStates.__init__", None)  # would fail if it were made
+    for one in ("FrozenStates", "FrozenHistories"):
+        monkeypatch.setattr(f"recbole_edt.trainer.{one}.__init__", None)  # would fail if it were made
     trainer, train_data, valid_data, _ = run("LLMEDT", "run")
     trainer.fit(train_data, valid_data)
     assert [row["phase"] for row in trainer.epoch_log][-1] == "finetune"
+
+
+@pytest.mark.parametrize("backbone", ["SASRec", "BERT4Rec"])
+def test_histories_whose_states_were_kept_are_ranked_as_they_were_without(run, monkeypatch, backbone):
+    trainer, _, valid_data, _ = run("LLMEDT", "run", backbone=backbone)
+    model = trainer.model
+    model.start_finetuning()
+    for adapter in model.user_adapters:
+        torch.nn.init.normal_(adapter.outer.weight)
+    expected = trainer.evaluate(valid_data, load_best_model=False), trainer.evaluator.ranks
+    kept = FrozenHistories(model, valid_data)
+    monkeypatch.setattr(model.backbone, "forward", None)  # would fail if it were called
+    assert trainer.evaluate(kept, load_best_model=False) == expected[0]
+    pd.testing.assert_frame_equal(trainer.evaluator.ranks, expected[1])
+    assert len(kept) == len(list(kept)) and FrozenHistories.n_bytes(model, valid_data) == sum(
+        x.numel() * x.element_size() for batch, *_ in kept for x in (batch[STATE], batch[OWN_STATE])
+    )
 
 
 def test_finetuning_starts_from_the_best_pretrained_weights_and_changes_only_adapters(run, workplace):
