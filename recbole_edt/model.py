@@ -251,5 +251,4 @@ class LLMEDT(TwoDomainModel):
         states = self.backbone(torch.cat(parts), torch.cat([interaction[self.ITEM_SEQ_LEN], *own_lengths]))
         state, *own = states.chunk(3)
         has_own = torch.stack(own_lengths, 1) > 0
-        user = interaction[self.USER_ID]
-        return Interaction({self.USER_ID: user, STATE: state, OWN_STATE: torch.stack(own, 1), HAS_OWN: has_own})
+        return Interaction({STATE: state, OWN_STATE: torch.stack(own, 1), HAS_OWN: has_own})

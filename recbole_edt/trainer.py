@@ -384,7 +384,11 @@ class FrozenHistories(FullSortEvalDataLoader):
         vars(self).update(vars(valid_data))
         model.eval()
         bar = tqdm(valid_data, desc="frozen states", delay=1, leave=False, disable=None)
-        self.batches = [(model.last_states(batch.to(model.device)), *targets) for batch, *targets in bar]
+        self.batches = []
+        for batch, *targets in bar:
+            states = model.last_states(batch.to(model.device))
+            states.update(Interaction({model.USER_ID: batch[model.USER_ID]}))
+            self.batches.append((states, *targets))
 
     def __iter__(self) -> Iterator[tuple[Any, ...]]:
         return iter(self.batches)
