@@ -139,9 +139,10 @@ class Bench:
         """What a reader must know of any table of ours: seeds, candidates, split, language model and tuning."""
         models = list(dict.fromkeys(row.model for row in rows))
         seeds = ", ".join(map(str, self.settings.seeds))
+        of = f"Mean ± standard deviation over seeds {seeds}" if len(self.settings.seeds) > 1 else f"Seed {seeds}"
         base = self.laboratory.base
         return (
-            f"Mean ± standard deviation over seeds {seeds}; test targets, leave-one-out (split {base.split_hash[:8]}), "
+            f"{of}; test targets, leave-one-out (split {base.split_hash[:8]}), "
             f"candidates: {report.candidates_in_words(candidates)}. {self.written(rows)}. "
             f"{config.budget_note(self.settings, models)}{self.unread(rows)}"
         )
@@ -231,7 +232,7 @@ def bars_of(table: ResultTable, label: str) -> tuple[Any, pd.DataFrame]:
     """Bars of ndcg@10 by domain, and the numbers they draw."""
     drawn = long(table, label)
     drawn = drawn[drawn["metric"] == "ndcg@10"].reset_index(drop=True)
-    return plots.bars(drawn, label, "mean", "domain", "ndcg@10 (mean over seeds)"), drawn
+    return plots.bars(drawn, label, "mean", "domain", f"ndcg@10 ({of_seeds(drawn)})"), drawn
 
 
 def curves_of(table: ResultTable, label: str) -> tuple[Any, pd.DataFrame]:
@@ -239,7 +240,12 @@ def curves_of(table: ResultTable, label: str) -> tuple[Any, pd.DataFrame]:
     drawn = long(table, label)
     drawn[label] = drawn[label].str.rpartition(" ")[2]
     drawn = drawn[drawn["domain"] != OVERALL].reset_index(drop=True)
-    return plots.curves(drawn, label, "metric", "mean over seeds"), drawn
+    return plots.curves(drawn, label, "metric", of_seeds(drawn)), drawn
+
+
+def of_seeds(drawn: pd.DataFrame) -> str:
+    """What the axis of means says of them."""
+    return "mean over seeds" if drawn["deviation"].notna().any() else "one seed"
 
 
 def with_column(table: ResultTable, column: Column, values: Mapping[str, Any]) -> ResultTable:

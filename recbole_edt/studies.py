@@ -12,7 +12,19 @@ import pandas as pd
 import torch
 
 from recbole_edt import atomic, audit, card, costs, embeddings, paper, plots, provenance, raw, report, stages, training
-from recbole_edt.bench import METRICS, Bench, Outcome, Row, Runs, bars_of, compared, curves_of, tests_table, with_column
+from recbole_edt.bench import (
+    METRICS,
+    Bench,
+    Outcome,
+    Row,
+    Runs,
+    bars_of,
+    compared,
+    curves_of,
+    of_seeds,
+    tests_table,
+    with_column,
+)
 from recbole_edt.evaluation import GROUP_LABELS, OVERALL, domain_metrics, domains_of, group_metrics
 from recbole_edt.files import read_json, write_json
 from recbole_edt.profiles import infix
@@ -133,7 +145,8 @@ def figure4(bench: Bench, rows: Sequence[Row]) -> Outcome:
             for column, value in zip(table.columns[3:], values, strict=True)
         ]
     ).astype({"mean": float, "deviation": float})
-    return Outcome({"table": table}, plots.bars(drawn, "history", "mean", "model", "hit@10 (mean over seeds)"), drawn)
+    y = f"hit@10 ({of_seeds(drawn)})"
+    return Outcome({"table": table}, plots.bars(drawn, "history", "mean", "model", y), drawn)
 
 
 def history_table(bench: Bench, runs: Runs, rows: Sequence[Row]) -> ResultTable:

@@ -31,7 +31,7 @@ from recbole_edt import (
     tables,
     training,
 )
-from recbole_edt.bench import Bench, Outcome, Row, settings_of
+from recbole_edt.bench import Bench, Outcome, Row, of_seeds, settings_of
 from recbole_edt.cli import STUDIES, run
 from recbole_edt.embeddings import EmbeddingTable
 from recbole_edt.errors import ConfigError, DataError
@@ -200,6 +200,14 @@ def test_figure_6_measures_once_and_keeps_what_it_measured(place, monkeypatch):
     sampled = Bench(settings(candidates="sampled-5", seeds=[1]), ["Pop"], lambda line: None)
     note = studies.figure6(sampled, [Row("Pop", "Pop")]).tables["table"].note
     assert "among its candidates (5 stored negatives of the target's domain)" in note
+    assert sampled.note("full", [Row("Pop", "Pop")]).startswith("Seed 1; test targets")
+    assert bench.note("full", [Row("Pop", "Pop")]).startswith("Mean ± standard deviation over seeds 1, 2; test targets")
+
+
+def test_axes_say_whether_they_show_one_seed_or_a_mean():
+    drawn = pd.DataFrame({"mean": [0.1, 0.2], "deviation": [np.nan, np.nan]})
+    assert of_seeds(drawn) == "one seed"
+    assert of_seeds(drawn.assign(deviation=[0.01, np.nan])) == "mean over seeds"
 
 
 def test_the_audit_has_every_leak_marked(place):
