@@ -384,7 +384,8 @@ def mean_table(runs: Mapping[str, Sequence[ModelResult]], k: int = 10, title: st
     pairs = np.stack([mean.to_numpy(), deviation.to_numpy()], axis=2)  # [variants, columns, 2]
     rows = [(name, *row) for name, row in zip(names, pairs, strict=True)]
     capped = f"; † in at least one seed {CAP_LEGEND}" * (names != list(runs))
-    note = f"mean ± standard deviation over seeds{capped}"
+    several_seeds = max(map(len, runs.values())) > 1
+    note = ("mean ± standard deviation over seeds" if several_seeds else "one seed") + capped
     return ResultTable("means", title, ["variant", *columns], rows, note)
 
 
@@ -399,9 +400,10 @@ def variant_tables(runs: Mapping[str, Sequence[ModelResult]], title: str, k: int
     first, metric = next(iter(runs)), f"ndcg@{k}"
     ranked = what_was_ranked(runs[first][0].ranks)
     tests = significance_table(paired_tests_over_seeds(runs, first, metric), first, metric, runs)
+    over_seeds = ", each user's mean over seeds" * (len(runs[first]) > 1)
     return {
         "means": mean_table(runs, k, f"{title}: {ranked}"),
-        "tests": replace(tests, title=f"{tests.title}, each user's mean over seeds: {ranked}"),
+        "tests": replace(tests, title=f"{tests.title}{over_seeds}: {ranked}"),
     }
 
 

@@ -290,6 +290,8 @@ def test_means_and_deviations_by_hand(workplace):
     assert marked == ["a", "b†"]
     assert "standard deviation over seeds" in shown.getvalue()
     assert f"† in at least one seed {report.CAP_LEGEND}" in shown.getvalue()
+    one = report.variant_tables({name: several[:1] for name, several in runs.items()}, "title")
+    assert one["means"].note.startswith("one seed; †") and "over seeds" not in one["tests"].title
 
 
 @pytest.mark.parametrize("models", ["LLM4CDSR,LLMEDT", "SASRec,LLM4CDSR"])
