@@ -11,7 +11,7 @@ import torch
 from conftest import QUICK, write_tiny
 from toy import dataset, sequences, table_of
 
-from recbole_edt import audit, config, pipeline, training
+from recbole_edt import audit, config, training
 from recbole_edt.augment import AugmentConfig
 from recbole_edt.cli import run
 from recbole_edt.dataset import eval_loader
@@ -72,10 +72,14 @@ def test_the_table_is_honest_then_leak_by_leak_then_all_and_everything_is_labell
     assert capsys.readouterr().out == printed
 
 
-def test_the_audit_runs_only_when_it_is_asked_for(place):
-    for report in place.rglob("report.md"):
-        assert "audit" not in report.read_text(encoding="utf-8")
-    assert "audit" not in pipeline.STAGES
+def test_the_audit_runs_only_when_it_is_asked_for(workplace, capsys):
+    assert run([*TINY, "--models=LLMEDT"]) == 0  # every stage
+    assert run(["report", "--dataset=tiny"]) == 0
+    assert not list(workplace.rglob("*audit*"))
+    pages = [*workplace.rglob("report.md"), *workplace.rglob("report.html")]
+    texts = [path.read_text(encoding="utf-8") for path in pages]
+    assert len({path.suffix for path in pages}) == 2
+    assert not any("not comparable" in text.lower() for text in [*texts, capsys.readouterr().out])
 
 
 def test_leaks_that_need_more_items_than_there_are_are_left_out_with_a_note(place, monkeypatch, capsys):

@@ -17,6 +17,7 @@ from recbole_edt.augment import (
     insert_after_source,
     keep_relevant,
     resolve_tau,
+    user_representatives,
 )
 from recbole_edt.errors import ConfigError, DataError
 from recbole_edt.split import TRAIN, leave_one_out, training_rows
@@ -313,6 +314,21 @@ class TestPromises:
         assert (result.user[source[rows]] == result.user[rows]).all()
         assert (result.item_domain[result.item[source[rows]]] != result.item_domain[result.item[rows]]).all()
         assert (result.time[source[rows]] == result.time[rows]).all()
+
+    @settings(max_examples=40)
+    @given(histories)
+    def test_an_inserted_item_follows_the_most_similar_of_its_users_representatives(self, histories):
+        data = data_of(histories)
+        result, _ = augmented(data, replace(OPEN, filter=False))
+        unit = VECTORS / np.linalg.norm(VECTORS, axis=1, keepdims=True)
+        speaking = np.concatenate(user_representatives(data, table_of(data, VECTORS), OPEN))
+        raw_row = np.cumsum(~result.generated) - 1  # of an inserted row: the last raw one before it
+        for row in np.flatnonzero(result.generated):
+            user, item = result.user[row], result.item[row]
+            theirs = speaking[(data.user[speaking] == user)]
+            theirs = theirs[data.item_domain[data.item[theirs]] != data.item_domain[item]]
+            cosine = unit[data.item[theirs]] @ unit[item]
+            assert raw_row[row] == max(theirs[cosine > cosine.max() - 1e-6])  # of equal ones the most recent
 
     @settings(max_examples=30)
     @given(histories, st.floats(-1, 1), st.integers(1, 3))

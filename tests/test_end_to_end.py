@@ -18,8 +18,10 @@ import torch
 from conftest import QUICK, write_tiny
 
 import recbole_edt
-from recbole_edt import config, training
+from recbole_edt import config, stages, training
+from recbole_edt.augment import user_representatives
 from recbole_edt.cli import run
+from recbole_edt.embeddings import EmbeddingTable
 from recbole_edt.files import read_json
 from recbole_edt.model_config import recbole_config
 from recbole_edt.trainer import finetuning_loader, load_checkpoint
@@ -252,7 +254,7 @@ def swap_held_out(source: Path, target: Path) -> int:
 
 def test_other_held_out_items_change_no_count_no_inserted_row_no_profile_and_no_training_batch(workplace):
     assert swap_held_out(Path("atomic_files/tiny"), Path("swapped/tiny")) == 80
-    rows, batches, counts = [], [], []
+    rows, batches, counts, speaking, pairs, losses = [], [], [], [], [], []
     for folder in ("atomic_files", "swapped"):
         arguments = [*TINY, f"--data_path={folder}"]
         for stage in ("embed", "augment", "profile"):
@@ -265,11 +267,22 @@ def test_other_held_out_items_change_no_count_no_inserted_row_no_profile_and_no_
             settings = config.load("tiny", [], {**keys, "backbone": backbone})
             experiment = training.open_experiment(settings)
             own = recbole_config(settings, "LLMEDT", "tiny-edt", experiment.folder)
-            loader = training.loaders(experiment, own, "LLMEDT")[0]
+            loader, _, _, cls = training.loaders(experiment, own, "LLMEDT")
             batches[-1] += [*loader, *finetuning_loader(loader)]
+            pairs.append(loader._dataset.training_pairs)
+            torch.manual_seed(3)  # weights, masks and negatives
+            model = cls(own, loader._dataset)
+            losses.append([loss.item() for batch in loader for loss in model.calculate_loss(batch)])
+        table = EmbeddingTable.load(stages.item_vectors(settings))
+        raw = stages.read(settings)
+        speaking.append([rows.tolist() for rows in user_representatives(raw, table, settings.augment)])
         folder = Path(folder) / "tiny-edt"
         counts.append([read_json(folder / f"{stage}.json")["counts"] for stage in ("augment", "profile")])
     assert counts[0] == counts[1]
+    assert len(speaking[0][0]) > 40 and speaking[0] == speaking[1]
+    assert losses[:2] == losses[2:]
+    for one, other in zip(pairs[:2], pairs[2:], strict=True):
+        assert len(one[0]) > 100 and all(map(torch.equal, one, other))
     assert len(rows[0]) > 20 and rows[0] == rows[1]
     for name in ("tiny-edt.item", "tiny-edt.itemvec.safetensors", "tiny-edt.user", "tiny-edt.uservec.safetensors"):
         one, other = (Path(folder) / "tiny-edt" / name for folder in ("atomic_files", "swapped"))

@@ -62,6 +62,7 @@ def test_total_loss_adds_alpha_times_equation_13_at_the_end_of_each_users_traini
     model, train_data, _ = ready(alpha=0.3, align_temperature=0.5)
     fix_negatives(model)
     batch = next(iter(train_data))
+    batch[LAST_WINDOW][::3] = False  # as if these users' training went on in another window
     pre, align = model.calculate_loss(batch)
     with torch.no_grad():
         states = model.backbone(batch["item_id_list"], batch["item_length"])
