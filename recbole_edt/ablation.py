@@ -118,6 +118,18 @@ def check(settings: Settings) -> None:
         raise ConfigError("\n".join(dict.fromkeys(faults)))
 
 
+def _check_clusters(settings: Settings, variants: Mapping[str, Mapping[str, Any]]) -> None:
+    """Raises: ConfigError for every variant with more clusters than a domain has items."""
+    data, faults = stages.read(settings), []
+    for name, keys in variants.items():
+        try:
+            stages.check_clusters(settings_of(settings, name, keys, settings.seeds[0]), data)
+        except ConfigError as error:
+            faults.append(f"variants: {name}: {error}")
+    if faults:
+        raise ConfigError("\n".join(faults))
+
+
 def ablate(settings: Settings, say: stages.Say) -> None:
     """Train every variant with every seed; print and write means, deviations and paired tests."""
     # It alone says which profiles are written, whatever other models are named.
@@ -125,8 +137,9 @@ def ablate(settings: Settings, say: stages.Say) -> None:
     check(settings)
     opened = partial(LiveWriter, spent=Usage())  # one account for all variants
     stages.prepare(settings, say, goes_on=True)
-    stages.embed(settings, say, opened)
     variants = variants_of(settings)
+    _check_clusters(settings, variants)
+    stages.embed(settings, say, opened)
     found: dict[str, dict[str, list[report.ModelResult]]] = {}
     rows = []
     for name, keys in variants.items():
@@ -223,8 +236,8 @@ def run_rows(name: str, seed: int, candidates: str, result: report.ModelResult, 
 
 
 def _title(settings: Settings) -> str:
-    seeds = ", ".join(map(str, settings.seeds))
-    return f"{settings.model} on {settings.dataset}, leave-one-out, test targets, seeds {seeds}"
+    seeds = ("seeds " if len(settings.seeds) > 1 else "seed ") + ", ".join(map(str, settings.seeds))
+    return f"{settings.model} on {settings.dataset}, leave-one-out, test targets, {seeds}"
 
 
 def _changes(keys: Mapping[str, Any]) -> str:

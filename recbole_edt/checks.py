@@ -95,7 +95,8 @@ def _problem(key: str, value: Any, examples: list[Any]) -> str | None:
         return f"{value!r} is not {kind_of(examples[0])}"
     low, high = RANGES.get(key, (-math.inf, math.inf))
     if isinstance(value, int | float) and not (low <= value <= high and math.isfinite(value)):
-        return f"{value!r} is not a number of at least {low}" + (f" and at most {high}" if high < math.inf else "")
+        least = f" of at least {low}" if low > -math.inf else " that is finite"
+        return f"{value!r} is not a number{least}" + (f" and at most {high}" if high < math.inf else "")
     return None
 
 

@@ -24,6 +24,7 @@ from recbole_edt.defaults import (
     keys_of_others,
     near_model,
     properties,
+    values_of,
     written,
 )
 from recbole_edt.embeddings import EMBEDDERS, ENDPOINT
@@ -544,10 +545,17 @@ def _check_methods(kwargs: Mapping[str, Any], fault: Fault) -> None:
     for model in dict.fromkeys([DEFAULT, kwargs.get("model"), *kwargs["models"], *kwargs["model_settings"]]):
         if model not in METHODS:
             continue
-        own = kwargs["model_settings"].get(model, {})
-        for message in METHODS[model].faults({**kwargs["recbole"], **own}):
-            key = message.partition(":")[0]
-            fault(f"model_settings.{model}.{key}" if key in own else key, message)
+        shared, own = kwargs["recbole"], kwargs["model_settings"].get(model, {})
+        values = values_of(model, shared, own)
+        for message in METHODS[model].faults(values):
+            key, _, said = message.partition(":")
+            name = f"model_settings.{model}.{key}" if key in own else key
+            fault(name, f"{name}:{said}")
+        for key in shared.keys() & own.keys():
+            # Overruled here, and yet wrong for every model: by itself, and among the values that count.
+            alone, among = (METHODS[model].faults({**one, key: shared[key]}) for one in ({}, values))
+            for message in set(alone) & set(among):
+                fault(key, message)
 
 
 def default_of(model: str, key: str) -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -135,3 +135,20 @@ def keys_of_others(model: str) -> frozenset[str]:
     known = {*hyper_parameters(model), *(SHARED_WITH_BASELINES if model in SEQUENCE_MODELS else ())}
     known |= {"profiles"} if model in METHODS else set()
     return frozenset(("profiles", *(key for method in METHODS.values() for key in method.defaults()))) - known
+
+
+def values_of(model: str, shared: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings of one model: of those for all the ones that it knows, then its own.
+
+    A key that only other models know would name another run of the same numbers. So would ``norm_first`` for all
+    models, where the backbone of this one has no layers to normalise.
+    """
+    from recbole_edt.backbones import PRE_NORM
+
+    foreign = keys_of_others(model)
+    values = {**{key: value for key, value in shared.items() if key not in foreign}, **own}
+    if model in METHODS and "norm_first" not in own:
+        backbone = values.get("backbone", METHODS[model].defaults()["backbone"])
+        if backbone not in PRE_NORM:
+            values.pop("norm_first", None)
+    return values

@@ -11,7 +11,7 @@ from recbole.utils import ModelType, get_model
 
 from recbole_edt import compat
 from recbole_edt.config import Settings, profiles_of
-from recbole_edt.defaults import RUN_DEFAULTS, SEQUENCE_MODELS, hyper_parameters, keys_of_others
+from recbole_edt.defaults import RUN_DEFAULTS, SEQUENCE_MODELS, hyper_parameters, values_of
 from recbole_edt.errors import ConfigError
 from recbole_edt.methods import METHODS
 
@@ -126,13 +126,8 @@ class EDTConfig(Config):
 
 
 def model_values(settings: Settings, model: str) -> dict[str, Any]:
-    """The settings of one model: those for all, then its own; for a method which profiles it reads, if not its own.
-
-    Of those for all it has no key that only other methods know: it would name another run of the same numbers.
-    """
-    foreign = keys_of_others(model)
-    shared = {key: value for key, value in settings.recbole.items() if key not in foreign}
-    values = {**shared, **(settings.model_settings.get(model) or {})}
+    """The settings of one model, as `defaults.values_of`; for a method which profiles it reads, if not its own."""
+    values = values_of(model, settings.recbole, settings.model_settings.get(model) or {})
     if model in METHODS and profiles_of(settings, model) != METHODS[model].profiles:
         values["profiles"] = profiles_of(settings, model)
     return values

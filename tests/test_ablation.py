@@ -83,7 +83,7 @@ def test_variants_are_names_of_table_3_or_names_with_keys(workplace, given, expe
         ("{a: {augment.tua: 1}}", r"variant 'a': unknown key 'augment.tua' \(did you mean 'augment.tau'\?\)"),
         ("{a: {alhpa: 1}}", "variant 'a': unknown key 'model_settings.LLMEDT.alhpa'"),
         ("{a: {augment.k: 0}}", "variant 'a': augment.k: 0 is not a whole number of at least 1"),
-        ("{a: {loss_type: XE}}", "variant 'a': loss_type: 'XE' is not one of BPR"),
+        ("{a: {loss_type: XE}}", "variant 'a': model_settings.LLMEDT.loss_type: 'XE' is not one of BPR"),
         ("{a: {hidden_size: 9}}", "hidden_size: 9 is not a multiple of n_heads, 2"),
         ("{a: {embed.vectors: x}}", "variants: a: embed.vectors is the same for all variants"),
         ("{a: {candidates: all}}", "variants: a: candidates is the same for all variants"),
@@ -97,6 +97,17 @@ def test_a_wrong_variant_is_refused_before_any_work(workplace, capsys, variants,
     assert run(["ablate", *TINY, f"--variants={variants}"]) == 2
     error = capsys.readouterr().err
     assert re.search(message, error), error
+    assert snapshot(workplace) == before
+
+
+def test_a_variant_with_more_clusters_than_items_is_named_before_any_training(workplace, capsys):
+    variants = "{K: {augment.n_clusters: 99}, P: {profile.n_clusters: 98}}"
+    before = snapshot(workplace)
+    assert run(["ablate", *TINY, f"--variants={variants}"]) == 2
+    assert capsys.readouterr().err.removeprefix("error: ").splitlines() == [
+        "variants: K: augment.n_clusters: 99 is more than the 15 items of food",
+        "variants: P: profile.n_clusters: 98 is more than the 15 items of food",
+    ]
     assert snapshot(workplace) == before
 
 

@@ -112,7 +112,7 @@ def test_the_lists_hold_every_sequential_model_of_recbole_once():
 @pytest.mark.parametrize("name", ["GRU4Rec", "NextItNet"])
 def test_pre_norm_is_refused_where_there_are_no_transformer_layers(name):
     with pytest.raises(ConfigError, match=f"norm_first: {name} has no transformer layers; SASRec and BERT4Rec have"):
-        config.load("tiny", [], {"backbone": name, "norm_first": True})
+        config.load("tiny", [], {"backbone": name, "model_settings.LLMEDT.norm_first": True})
 
 
 @pytest.mark.parametrize("name, why", [("NARM", "no state per position"), ("S3Rec", "features"), ("SASRek", None)])

@@ -133,7 +133,7 @@ def test_the_name_that_recbole_keeps_for_itself_is_refused(refused):
         ("loss_type=MSE", "loss_type: 'MSE' is not one of BPR, BCE, CE, SSM"),
         ("finetune_epochs=-1", "finetune_epochs: -1 is not a number of at least 0"),
         ("model_settings.SASRec.epochs=x", "model_settings.SASRec.epochs: 'x' is not a whole number"),
-        ("model_settings.LLMEDT.alpha=-1", "alpha: -1 is below 0"),
+        ("model_settings.LLMEDT.alpha=-1", "model_settings.LLMEDT.alpha: -1 is below 0"),
         ("topk=[0]", "topk: [0] is not a list of whole numbers above 0"),
         ("valid_metric=NDCG@7", "valid_metric: 'NDCG@7' is not Hit, NDCG or MRR at one of topk, [5, 10, 20]"),
         ("topk=[5, 20]", "valid_metric: 'NDCG@10' is not Hit, NDCG or MRR at one of topk, [5, 20], such as 'NDCG@5'"),
@@ -299,6 +299,41 @@ def test_keys_of_every_method_may_stand_for_all_models_and_a_methods_own_are_its
     assert line.startswith("command line: unknown key 'model_settings.LLM4CDSR.item_ids'")
     (line,) = refused("--model_settings.SASRec.item_ids=pca")
     assert line.startswith("command line: unknown key 'model_settings.SASRec.item_ids'")
+
+
+@pytest.mark.parametrize(("key", "value"), [("loss_type", "XE"), ("backbone", "Foo"), ("item_representation", "text")])
+def test_a_wrong_value_for_all_models_is_refused_though_a_model_has_its_own(workplace, refused, key, value):
+    own = {"loss_type": "SSM", "backbone": "GRU4Rec", "item_representation": "id"}[key]
+    (line,) = refused(f"--{key}={value}", f"--model_settings.LLMEDT.{key}={own}", "--models=LLMEDT")
+    assert line.startswith(f"command line: {key}: '{value}' is not one of ") and own in line
+
+
+def test_values_for_all_models_may_not_fit_a_models_own(workplace):
+    shared = {"item_ids": "pca", "item_representation": "llm+id"}
+    chosen = config.load("tiny", [], {**shared, "model_settings.LLMEDT.item_ids": "random"})
+    assert model_values(chosen, "LLMEDT")["item_ids"] == "random"
+
+
+def test_norm_first_for_all_models_is_not_for_a_backbone_without_such_layers(workplace, refused):
+    chosen = config.load("tiny", [], {"norm_first": True, "backbone": "GRU4Rec"})
+    assert model_values(chosen, "SASRec") == {"norm_first": True}
+    for method in ("LLMEDT", "LLM4CDSR"):
+        assert model_values(chosen, method) == {"backbone": "GRU4Rec"}
+        check_model(chosen, method)
+    (line,) = refused("--backbone=GRU4Rec", "--model_settings.LLMEDT.norm_first=true")
+    assert line == (
+        "command line: model_settings.LLMEDT.norm_first: GRU4Rec has no transformer layers; SASRec and BERT4Rec have"
+    )
+
+
+@pytest.mark.parametrize("name", ["amazon-fk-overlap", "amazon-fk-full", "amazon2014-food-kitchen"])
+def test_another_backbone_is_one_option_whatever_the_ready_configuration(monkeypatch, name):
+    monkeypatch.chdir(Path(__file__).parents[1])
+    for files in ([], [Path("dataset_configs/paper.yaml")]):
+        for backbone in ("GRU4Rec", "BERT4Rec"):
+            chosen = config.load(name, files, {"backbone": backbone, "model": "LLMEDT"})
+            assert model_values(chosen, "LLMEDT")["backbone"] == backbone
+            check_model(chosen, "LLMEDT")
 
 
 @pytest.mark.parametrize(

@@ -461,7 +461,7 @@ def test_runs_that_many_settings_tell_apart_have_the_names_of_their_experiment(w
     names = {row[0].rstrip("†") for row in read(folder / "tables/results.json").rows}
     assert names == {"LLMEDT (LLM-EDT)", "LLMEDT (plain)", "LLMEDT (the same)"}
     text = (folder / "report.md").read_text(encoding="utf-8")
-    assert "## Variants of LLMEDT on tiny, leave-one-out, test targets, seeds 42: 40 users, candidates: all" in text
+    assert "## Variants of LLMEDT on tiny, leave-one-out, test targets, seed 42: 40 users, candidates: all" in text
     next(Path("runs").glob("tiny-ablation-*/ablation.csv")).write_text("seed\n1\n")
     with pytest.raises(DataError, match=r"ablation\.csv: not a table of runs .*; delete it, or its folder"):
         page.make(config.load("tiny", [], OPTIONS), print)
