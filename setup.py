@@ -19,7 +19,10 @@ setup(
     python_requires=">=3.10",
     packages=find_packages(include=["recbole_edt", "recbole_edt.*"]),
     package_data={
-        "recbole_edt": ["prices.yaml", "paper.yaml", "pages/*", "properties/*.yaml", "spaces/*.yaml", "templates/*.txt"]
+        "recbole_edt": [
+            *("llm/*.yaml", "llm/templates/*.txt", "models/properties/*.yaml", "render/pages/*"),
+            *("experiments/*.yaml", "experiments/spaces/*.yaml"),
+        ]
     },
     install_requires=[
         f"recbole==1.2.1; {OLD}",  # the host: models, data sets, trainers

@@ -50,8 +50,10 @@ def messages(user: int) -> list[dict[str, str]]:
 
 def measure_client(url: str, calls: int, concurrency: int, folder: str) -> dict[str, float]:
     """Our client, with a fresh cache."""
-    from recbole_edt.answers import AnswerStore
-    from recbole_edt.llm import ChatRequest, Client, LLMConfig
+    from recbole_edt.llm.client import Client
+    from recbole_edt.llm.questions import ChatRequest
+    from recbole_edt.llm.settings import LLMConfig
+    from recbole_edt.llm.store import AnswerStore
 
     config = LLMConfig(base_url=url, model="m", concurrency=concurrency)
     with AnswerStore(Path(folder) / f"{time.time_ns()}.sqlite") as store:

@@ -20,11 +20,15 @@ import recbole.trainer  # noqa: F401
 import torch
 from recbole.utils import init_seed
 
-from recbole_edt import augment, config, pipeline, stages, training
-from recbole_edt.dataset import EDTDataset, SequenceLoader
-from recbole_edt.embeddings import EmbeddingTable
-from recbole_edt.model_config import recbole_config
-from recbole_edt.trainer import FrozenStates
+from recbole_edt.augment import augment
+from recbole_edt.config.recbole_config import recbole_config
+from recbole_edt.config.settings import load_settings
+from recbole_edt.experiments import compare
+from recbole_edt.pipeline import stages
+from recbole_edt.text.vectors import EmbeddingTable
+from recbole_edt.train import comparison, run
+from recbole_edt.train.dataset import EDTDataset, SequenceLoader
+from recbole_edt.train.sequences import FrozenStates
 
 # torch's first optimizer imports its compiler, 67 MB.
 torch.optim.Adam([torch.nn.Parameter(torch.zeros(1))])
@@ -52,13 +56,13 @@ def timed(figures: Figures, name: str) -> Iterator[None]:
 
 def open_model(folder: str, dataset: str, model: str, keys: dict[str, Any]) -> tuple[Any, Any, Any, Any]:
     """A trainer with untrained weights, its loaders of training and test, and the experiment."""
-    settings = config.load(dataset, [], {"data_path": folder, "runs_path": f"{folder}/runs", **keys})
-    experiment = training.open_experiment(settings)
+    settings = load_settings(dataset, [], {"data_path": folder, "runs_path": f"{folder}/runs", **keys})
+    experiment = comparison.open_experiment(settings)
     view = recbole_config(settings, model, settings.augmented, experiment.folder)
     init_seed(view["seed"], view["reproducibility"])
-    train_data, _, test_data, cls = training.loaders(experiment, view, model)
+    train_data, _, test_data, cls = run.loaders(experiment, view, model)
     network = cls(view, train_data._dataset).to(view["device"])
-    trainer = training.make_trainer(experiment, view, network, Path(folder) / "run", train_data._dataset)
+    trainer = run.make_trainer(experiment, view, network, Path(folder) / "run", train_data._dataset)
     trainer.run_dir = None
     return trainer, train_data, test_data, experiment
 
@@ -66,10 +70,10 @@ def open_model(folder: str, dataset: str, model: str, keys: dict[str, Any]) -> t
 def prepare(folder: str, dataset: str, last: str = "profile") -> Figures:
     """The stages before training, untimed; files that are there already are kept."""
     source = {"prepare.source": "ml-100k"} if dataset == "ml-100k-cross" else {}
-    settings = config.load(dataset, [], {"data_path": folder, **source})
+    settings = load_settings(dataset, [], {"data_path": folder, **source})
     names = ["prepare", "embed", "augment", "profile"]
     for stage in names[: names.index(last) + 1]:
-        pipeline.STAGES[stage](settings, lambda line: None)
+        compare.STAGES[stage](settings, lambda line: None)
     return {}
 
 
@@ -138,7 +142,7 @@ def sasrec(folder: str, epochs: int) -> Figures:
     for epoch in range(epochs):
         with timed(found, "epoch_s"):
             trainer._train_epoch(train_data, epoch)
-    return {**found, "targets": training._n_targets(train_data._dataset)}
+    return {**found, "targets": run._n_targets(train_data._dataset)}
 
 
 def stock(folder: str, batches: int, anomaly: bool) -> Figures:
@@ -189,7 +193,7 @@ class _First:
 def build(folder: str, dataset: str) -> Figures:
     """Atomic files to a split data set and its first training batch, at maximum length 200."""
     found: Figures = {}
-    settings = config.load(dataset, [], {"data_path": folder, "MAX_ITEM_LIST_LENGTH": 200})
+    settings = load_settings(dataset, [], {"data_path": folder, "MAX_ITEM_LIST_LENGTH": 200})
     with timed(found, "build_s"):
         data = EDTDataset(recbole_config(settings, "SASRec", dataset, Path(folder)))
         train = data.build()[0]
@@ -199,7 +203,7 @@ def build(folder: str, dataset: str) -> Figures:
 
 def augmentation(folder: str, dataset: str) -> Figures:
     """Offline augmentation of a data set whose items are embedded."""
-    settings = config.load(dataset, [], {"data_path": folder})
+    settings = load_settings(dataset, [], {"data_path": folder})
     data, table = stages.read(settings), EmbeddingTable.load(stages.item_vectors(settings))
     found: Figures = {}
     with timed(found, "augment_s"):
@@ -210,25 +214,25 @@ def augmentation(folder: str, dataset: str) -> Figures:
 def scaling(folder: str, dataset: str, max_length: int) -> Figures:
     """Reading, one epoch and ranking with a small LLM-EDT on ids."""
     found: Figures = {}
-    settings = config.load(
+    settings = load_settings(
         dataset, [], {"data_path": folder, "MAX_ITEM_LIST_LENGTH": max_length, "train_batch_size": 512, **SMALL}
     )
     view = recbole_config(settings, "LLMEDT", dataset, Path(folder))
     with timed(found, "build_s"):
         data = EDTDataset(view)
         data._change_feat_format()
-    experiment = training.Experiment(settings, Path(folder), data, "", {})
+    experiment = comparison.Experiment(settings, Path(folder), data, "", {})
     init_seed(view["seed"], view["reproducibility"])
-    train_data, _, test_data, cls = training.loaders(experiment, view, "LLMEDT")
+    train_data, _, test_data, cls = run.loaders(experiment, view, "LLMEDT")
     network = cls(view, train_data._dataset).to(view["device"])
-    trainer = training.make_trainer(experiment, view, network, Path(folder) / "run", train_data._dataset)
+    trainer = run.make_trainer(experiment, view, network, Path(folder) / "run", train_data._dataset)
     repeats = 3 if len(train_data) <= 200 else 1
     for epoch in range(repeats):
         with timed(found, "epoch_s"):
             trainer._train_epoch(train_data, epoch)
     with timed(found, "rank_s"):
         trainer.evaluate(test_data, load_best_model=False)
-    return {**found, "targets": training._n_targets(train_data._dataset), "users": len(test_data._dataset.row)}
+    return {**found, "targets": run._n_targets(train_data._dataset), "users": len(test_data._dataset.row)}
 
 
 # ---- inference ---------------------------------------------------------------------------------------------------

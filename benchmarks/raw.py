@@ -103,12 +103,12 @@ def products(rng: np.random.Generator, name: str, n_items: int, text: str) -> It
 def measure(folder: Path) -> dict[str, float]:
     """Seconds and peak memory of the stage, in this process."""
     sys.path.insert(0, str(ROOT))
-    from recbole_edt import raw
+    from recbole_edt.data import prepare, sources
 
-    config = raw.PrepareConfig("amazon2018", str(folder), FILES, k_core=5)
+    config = sources.PrepareConfig("amazon2018", str(folder), FILES, k_core=5)
     imports_mb = _peak_mb()
     start, start_cpu = time.perf_counter(), time.process_time()
-    raw.prepare(config, folder / "out", "mine")
+    prepare.prepare(config, folder / "out", "mine")
     seconds, cpu_seconds = time.perf_counter() - start, time.process_time() - start_cpu
     counts = json.loads((folder / "out" / "prepare.json").read_text())["counts"]
     return {

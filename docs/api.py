@@ -20,7 +20,7 @@ NOT_SEEN = r"Error parsing type annotation (ForwardRef\(|list\[tuple\[AsyncLimit
 
 
 def main(folder: Path) -> None:
-    names = [f"recbole_edt.{module.name}" for module in pkgutil.iter_modules(recbole_edt.__path__)]
+    names = [module.name for module in pkgutil.walk_packages(recbole_edt.__path__, "recbole_edt.")]
     for name in names:
         importlib.import_module(name)  # here, since pdoc forbids programs that libraries start while it imports
     pdoc.render.configure(docformat="google")

@@ -16,9 +16,10 @@ import numpy as np
 from sklearn.decomposition import TruncatedSVD
 from sklearn.feature_extraction.text import TfidfVectorizer
 
-from recbole_edt import atomic
-from recbole_edt.embeddings import EmbeddingTable, item_text
+from recbole_edt.data import atomic
 from recbole_edt.errors import EDTError
+from recbole_edt.text.item_text import item_text
+from recbole_edt.text.vectors import EmbeddingTable
 
 
 def vectors_of(texts: list[str], size: int = 64) -> np.ndarray:

@@ -12,17 +12,17 @@ __all__ = ["__version__", "load", "register"]
 
 
 def register() -> None:
-    """Make ``LLMEDT`` and ``LLM4CDSR`` known to RecBole by name; see ``recbole_edt.compat.register``."""
-    from recbole_edt import compat
+    """Make ``LLMEDT`` and ``LLM4CDSR`` known to RecBole by name; see ``recbole_edt.train.register.register``."""
+    from recbole_edt.train import register
 
-    compat.register()
+    register.register()
 
 
 def load(run_dir: Any, data_path: Any = None) -> Any:
     """Open a trained model from its run directory; ``data_path`` if the atomic files have moved since.
 
-    See ``recbole_edt.recommend.load``.
+    See ``recbole_edt.recommend.recommender.load``.
     """
-    from recbole_edt import recommend
+    from recbole_edt.recommend import recommender
 
-    return recommend.load(run_dir, data_path)
+    return recommender.load(run_dir, data_path)

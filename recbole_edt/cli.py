@@ -263,8 +263,11 @@ def help_text(stage: str | None) -> str:
 
 def _run_stage(stage: str | None, values: dict[str, str], command: str) -> int:
     try:
-        from recbole_edt import ablation, asking, audit, config, doctor, experiment, page, pipeline, tuning
-        from recbole_edt.model_config import check_model
+        from recbole_edt.config import settings as config
+        from recbole_edt.config.recbole_config import check_model
+        from recbole_edt.experiments import ablation, audit, compare, studies, tuning
+        from recbole_edt.pipeline import batch, doctor, dry_run
+        from recbole_edt.report import page, user_page
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] != "recbole":
             raise
@@ -277,7 +280,7 @@ def _run_stage(stage: str | None, values: dict[str, str], command: str) -> int:
     files = [Path(name) for name in values.pop("config_files", "").split()]
     overrides = {key: _typed(key, value) for key, value in values.items()}
     asks = stage != "doctor" and not (stage or "").startswith("cache")
-    settings = replace(config.load(dataset, files, overrides, asks), command=command)
+    settings = replace(config.load_settings(dataset, files, overrides, asks), command=command)
     if stage == "doctor":
         return doctor.run(settings, print)
     last = stage or ("train" if "model" in overrides else "compare")
@@ -286,28 +289,30 @@ def _run_stage(stage: str | None, values: dict[str, str], command: str) -> int:
     for model in {"train": (settings.model,), "compare": settings.models}.get(last, ()):
         check_model(settings, model)  # now, rather than after the models before it
     if "dry_run" in options:
-        asking.dry_run(settings, stage, print)
-    elif stage in asking.STAGES:
-        asking.STAGES[stage](settings, print, **options)
+        dry_run.dry_run(settings, stage, print)
+    elif stage == "inspect":
+        user_page.inspect(settings, print, **options)
+    elif stage is not None and stage.startswith(("batch ", "cache ")):
+        getattr(batch, stage.replace(" ", "_"))(settings, print, **options)
     elif stage is not None and stage.startswith("experiment "):
-        experiment.experiment(settings, print, stage.partition(" ")[2])
+        studies.experiment(settings, print, stage.partition(" ")[2])
     elif stage == "report":
         page.make(settings, print, **options)
     elif stage in ("ablate", "audit", "tune"):
         {"ablate": ablation.ablate, "audit": audit.audit, "tune": tuning.tune}[stage](settings, print)
     elif stage is None:
-        pipeline.run_all(settings, last, print)
+        compare.run_all(settings, last, print)
     else:
-        pipeline.STAGES[stage](settings, print)
+        compare.STAGES[stage](settings, print)
     return 0
 
 
 def _trained(stage: str, settings: Any) -> Iterable[str]:
     """The models that a stage is about."""
-    from recbole_edt import experiment, tuning
+    from recbole_edt.experiments import studies, tuning
 
     if stage.startswith("experiment"):
-        rows = experiment.chosen_rows(settings, stage.partition(" ")[2], lambda line: None)
+        rows = studies.chosen_rows(settings, stage.partition(" ")[2], lambda line: None)
         return dict.fromkeys(row.model for several in rows.values() for row in several)
     if stage in ("train", "recommend", "ablate", "audit"):
         return [settings.model]
@@ -337,7 +342,7 @@ def _options(stage: str | None, values: dict[str, str]) -> dict[str, Any]:
 
 
 def _typed(key: str, value: str) -> Any:
-    from recbole_edt.plain_yaml import read_yaml
+    from recbole_edt.files import read_yaml
 
     if key in TEXTS and not value.strip():
         raise ConfigError(f"--{key} is empty; give a value, or leave it out")

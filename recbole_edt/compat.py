@@ -9,7 +9,6 @@ from __future__ import annotations
 import importlib
 import importlib.metadata
 import io
-import sys
 import warnings
 from typing import Any
 
@@ -249,7 +248,7 @@ def save_plain_checkpoint(self: Any, epoch: int, verbose: bool = True, **kwargs:
 
 def identity(config: Any) -> dict[str, str]:
     """What a checkpoint must have in common with the model that takes its weights."""
-    from recbole_edt.methods import METHODS
+    from recbole_edt.models.registry import METHODS
 
     keys = ["model", "dataset", *(["backbone"] if config["model"] in METHODS else [])]
     return {key: str(config[key] or "SASRec") for key in keys}  # the backbone has a default
@@ -301,43 +300,3 @@ def _load_other_parameter(self: Any, para: dict[str, Any] | None) -> None:
     """RecBole's, for what ``save_plain_checkpoint`` wrote."""
     for key, value in (para or {}).items():
         setattr(self, key, _restored(value))
-
-
-def register() -> None:
-    """Make the methods, their dataset and their trainers known to RecBole by name; calling it again changes nothing.
-
-    Afterwards ``run_recbole(model="LLMEDT", ...)``, ``get_model``, ``create_dataset``, ``get_trainer`` and
-    RecBole's hyper-parameter tuning find them. A process that was *spawned* starts without them: call
-    ``register()`` at the top of the script, outside ``if __name__ == "__main__"``, and every child does it too.
-
-    Raises: ConfigError if RecBole is not the version we know, or if another package already uses one of the names.
-    """
-    check()
-    apply()
-    import recbole.data.dataset as datasets
-    import recbole.model.sequential_recommender as models
-    import recbole.trainer as trainers
-    from recbole.utils.argument_list import dataset_arguments
-
-    from recbole_edt.dataset import EDTDataset
-    from recbole_edt.defaults import DATASET_KEYS
-    from recbole_edt.methods import METHODS, named
-
-    own_modules, ours = {}, []
-    for name, method in METHODS.items():
-        # get_model looks for a module of the model's name among RecBole's own.
-        own_modules[f"{models.__name__}.{name.lower()}"] = sys.modules[method.load().__module__]
-        ours += [(models, name, method.load()), (datasets, f"{name}Dataset", EDTDataset)]
-        if method.trainer:
-            ours.append((trainers, f"{name}Trainer", named(method.trainer)))
-    for module_name, own in own_modules.items():
-        if sys.modules.get(module_name, own) is not own:
-            raise ConfigError(f"{module_name} is already taken by {sys.modules[module_name]!r}")
-    for module, name, cls in ours:
-        if getattr(module, name, cls) is not cls:
-            raise ConfigError(f"{module.__name__}.{name} is already taken by {getattr(module, name)!r}")
-    for module, name, cls in ours:
-        setattr(module, name, cls)
-    sys.modules.update(own_modules)
-    # RecBole's data set cache compares these keys only; without ours it would hand out a stale data set.
-    dataset_arguments.extend(key for key in DATASET_KEYS if key not in dataset_arguments)

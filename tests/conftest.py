@@ -20,10 +20,12 @@ from hypothesis import HealthCheck, settings
 from local_llm import local_llm  # noqa: F401  (a fixture)
 from recbole.data.interaction import Interaction
 
-from recbole_edt import config, pipeline, training
-from recbole_edt.dataset import DOMAIN_SEQ, DOMAIN_SEQ_LEN, LAST_WINDOW, TARGET_SEQ
-from recbole_edt.methods import METHODS
-from recbole_edt.model_config import recbole_config
+from recbole_edt.config.recbole_config import recbole_config
+from recbole_edt.config.settings import load_settings
+from recbole_edt.experiments import compare
+from recbole_edt.models.parts.batch_fields import DOMAIN_SEQ, DOMAIN_SEQ_LEN, LAST_WINDOW, TARGET_SEQ
+from recbole_edt.models.registry import METHODS
+from recbole_edt.train import comparison, run
 
 # The machine may be busy.
 settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -70,9 +72,9 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of data sets with ``tiny``, and all that the stages before training make of it for every method."""
     folder = tmp_path_factory.mktemp("prepared")
     write_tiny(folder, "tiny")
-    settings = config.load("tiny", [], {**QUICK, "models": [*METHODS], "data_path": str(folder)})
+    settings = load_settings("tiny", [], {**QUICK, "models": [*METHODS], "data_path": str(folder)})
     for stage in ("embed", "augment", "profile"):
-        pipeline.STAGES[stage](settings, lambda line: None)
+        compare.STAGES[stage](settings, lambda line: None)
     return folder
 
 
@@ -83,12 +85,12 @@ def opener(prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
 
     def make(model: str, **quick):
         def settings(**keys):
-            return config.load("tiny", [], {**QUICK, **quick, "data_path": str(prepared), "model": model, **keys})
+            return load_settings("tiny", [], {**QUICK, **quick, "data_path": str(prepared), "model": model, **keys})
 
         def open_model(**keys):
-            experiment = training.open_experiment(settings(**keys))
+            experiment = comparison.open_experiment(settings(**keys))
             view = recbole_config(experiment.settings, model, "tiny-edt", tmp_path / "saved")
-            train_data, _, test_data, cls = training.loaders(experiment, view, model)
+            train_data, _, test_data, cls = run.loaders(experiment, view, model)
             torch.manual_seed(0)
             return cls(view, train_data._dataset), train_data, test_data
 

@@ -63,7 +63,7 @@ def test_without_recbole_there_is_one_message_that_says_how_to_install_it(workpl
 
 
 def test_every_key_that_the_help_names_exists():
-    from recbole_edt.config import GROUPS
+    from recbole_edt.config.settings import GROUPS
 
     named = [key.strip(" ,\n") for text in cli.STAGES.values() for key in text.split() if "." in key]
     keys = [key for key in named if key.partition(".")[0] in GROUPS and not key.endswith(("json", "csv"))]

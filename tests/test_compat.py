@@ -25,8 +25,12 @@ from recbole.utils import FeatureSource, FeatureType
 from scipy.sparse import coo_matrix, dok_matrix, issparse
 
 import recbole_edt
-from recbole_edt import compat, config, model_config, stages, training
+from recbole_edt import compat
+from recbole_edt.config import recbole_config
+from recbole_edt.config.settings import load_settings
 from recbole_edt.errors import ConfigError
+from recbole_edt.pipeline import stages
+from recbole_edt.train import comparison, run
 
 # Taken while the tests are collected, before anything is repaired.
 LOAD_FEAT, FILL_NAN, SAVE, GELU = Dataset._load_feat, Dataset._fill_nan, Trainer._save_checkpoint, FeedForward.gelu
@@ -217,7 +221,7 @@ def test_a_recbole_data_set_with_missing_values_loads(tmp_path):
 
 
 def trainer_like(model: torch.nn.Module, path: Path) -> SimpleNamespace:
-    config_ = model_config.EDTConfig("BPR", "any", config_dict={})
+    config_ = recbole_config.EDTConfig("BPR", "any", config_dict={})
     return SimpleNamespace(
         config=config_,
         cur_step=3,
@@ -320,7 +324,7 @@ def test_lightgcn_builds_its_graph(tmp_path, monkeypatch):
         def inter_matrix(self, form):
             return coo_matrix((np.ones(3, np.float32), ([1, 1, 2], [1, 2, 2])), shape=(3, 3))
 
-    settings = model_config.EDTConfig("LightGCN", "any", config_dict={"gpu_id": "", "embedding_size": 2})
+    settings = recbole_config.EDTConfig("LightGCN", "any", config_dict={"gpu_id": "", "embedding_size": 2})
     monkeypatch.setattr(dok_matrix, "_update", None, raising=False)
     monkeypatch.delattr(dok_matrix, "_update")
     if not hasattr(dok_matrix, "_update"):
@@ -415,12 +419,12 @@ def test_importing_the_package_changes_nothing_in_recbole():
 def test_a_run_of_a_baseline_prints_no_warning_of_recboles_own_lines(tmp_path, monkeypatch, model):
     monkeypatch.chdir(tmp_path)
     write_tiny(tmp_path / "atomic_files", "tiny")
-    settings = config.load("tiny", [], {**QUICK, "epochs": 1, "models": [model], "model": model})
+    settings = load_settings("tiny", [], {**QUICK, "epochs": 1, "models": [model], "model": model})
     stages.embed(settings, lambda line: None)
     stages.augment_data(settings, lambda line: None)
     with warnings.catch_warnings(record=True) as seen:
         warnings.simplefilter("default")
         warnings.simplefilter("ignore", DeprecationWarning)  # as Python does outside __main__
         compat.apply()
-        training.train_model(training.open_experiment(settings), model)
+        run.train_model(comparison.open_experiment(settings), model)
     assert [str(one.message) for one in seen if "recbole/" in one.filename] == []

@@ -8,10 +8,14 @@ import torch
 from conftest import QUICK
 from recbole.utils import init_seed
 
-from recbole_edt import config, pipeline, training
-from recbole_edt.layers import Dropout
-from recbole_edt.model_config import recbole_config
-from recbole_edt.trainer import FrozenStates, prefetched
+from recbole_edt.config import settings
+from recbole_edt.config.recbole_config import recbole_config
+from recbole_edt.experiments import compare
+from recbole_edt.models.parts.faster import Dropout
+from recbole_edt.train import comparison
+from recbole_edt.train.loop import prefetched
+from recbole_edt.train.run import loaders, make_trainer
+from recbole_edt.train.sequences import FrozenStates
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 NO_DROPOUT = {"hidden_dropout_prob": 0.0, "attn_dropout_prob": 0.0, "dropout_prob": 0.0}
@@ -21,17 +25,17 @@ NO_DROPOUT = {"hidden_dropout_prob": 0.0, "attn_dropout_prob": 0.0, "dropout_pro
 def run(workplace):
     """A function that makes a model's trainer on a device, and its loaders; weights as drawn on the processor."""
     for stage in ("embed", "augment", "profile"):
-        pipeline.STAGES[stage](config.load("tiny", [], QUICK), lambda line: None)
+        compare.STAGES[stage](settings.load_settings("tiny", [], QUICK), lambda line: None)
 
     def make(name: str, gpu: bool, **keys):
         values = {**QUICK, **NO_DROPOUT, "gpu_id": "0" if gpu else "", **keys}
-        experiment = training.open_experiment(config.load("tiny", [], values))
+        experiment = comparison.open_experiment(settings.load_settings("tiny", [], values))
         view = recbole_config(experiment.settings, name, "tiny-edt", workplace / "run")
         assert view["device"].type == ("cuda" if gpu else "cpu")
         init_seed(view["seed"], True)
-        train_data, _, test_data, cls = training.loaders(experiment, view, name)
+        train_data, _, test_data, cls = loaders(experiment, view, name)
         model = cls(view, train_data._dataset).to(view["device"])
-        trainer = training.make_trainer(experiment, view, model, workplace / "run", train_data._dataset)
+        trainer = make_trainer(experiment, view, model, workplace / "run", train_data._dataset)
         trainer.run_dir = None
         return trainer, train_data, test_data
 

@@ -8,11 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from recbole_edt import __version__, config, paper
+from recbole_edt import __version__
 from recbole_edt.cli import STAGES
-from recbole_edt.defaults import DATASET_KEYS, RUN_DEFAULTS, properties
-from recbole_edt.methods import METHODS
-from recbole_edt.plain_yaml import read_file, read_yaml
+from recbole_edt.config import settings
+from recbole_edt.config.recbole_keys import DATASET_KEYS, RUN_DEFAULTS, properties
+from recbole_edt.experiments import paper_numbers
+from recbole_edt.files import read_file, read_yaml
+from recbole_edt.models.registry import METHODS
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -27,10 +29,10 @@ def documented() -> set[str]:
 
 
 def test_every_key_of_ours_is_in_the_table_of_settings_and_no_other():
-    groups = {f"{name}.{f.name}" for name, cls in config.GROUPS.items() for f in fields(cls)}
+    groups = {f"{name}.{f.name}" for name, cls in settings.GROUPS.items() for f in fields(cls)}
     own = {key for method in METHODS.values() for key in method.defaults()}
     speed = {"enable_amp", "compile"}
-    keys = (config.OWN - set(config.GROUPS)) | groups | own | set(DATASET_KEYS) | speed
+    keys = (settings.OWN - set(settings.GROUPS)) | groups | own | set(DATASET_KEYS) | speed
     assert documented() == keys | set(RECBOLE)
 
 
@@ -73,14 +75,14 @@ def test_the_table_of_settings_names_the_defaults_of_every_method(method, key, d
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_every_ready_configuration_loads_and_says_how_to_run_it(path, monkeypatch):
     monkeypatch.chdir(ROOT)
-    assert config.load(path.stem).dataset == path.stem
+    assert settings.load_settings(path.stem).dataset == path.stem
     assert path.read_text(encoding="utf-8").startswith("# python run_edt.py")
 
 
 @pytest.mark.parametrize("path", PAIRS, ids=lambda path: path.stem)
 def test_the_papers_pairs_stand_beside_the_papers_numbers(path, monkeypatch):
     monkeypatch.chdir(ROOT)
-    assert paper.printed("table2", list(config.load(path.stem).prepare.files)).same_domains
+    assert paper_numbers.printed("table2", list(settings.load_settings(path.stem).prepare.files)).same_domains
 
 
 def test_there_are_configurations_and_stages_to_look_at():
@@ -93,8 +95,8 @@ def test_the_version_is_the_same_everywhere():
     assert f"## {__version__}" in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
 
 
-def test_contributing_says_where_every_module_is():
+def test_contributing_says_where_every_package_is():
     section = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8").partition("## Where things are")[2]
     named = re.findall(r"`(\w+)`", section.partition("\n## ")[0].partition("|---|")[2])
-    modules = {path.stem for path in (ROOT / "recbole_edt").glob("*.py")} - {"__init__"}
-    assert sorted(named) == sorted(modules)
+    packages = {path.parent.name for path in (ROOT / "recbole_edt").glob("*/__init__.py")}
+    assert sorted(named) == sorted(packages)

@@ -18,13 +18,17 @@ import torch
 from conftest import QUICK, write_tiny
 
 import recbole_edt
-from recbole_edt import config, stages, training
-from recbole_edt.augment import user_representatives
+from recbole_edt.augment.augment import user_representatives
 from recbole_edt.cli import run
-from recbole_edt.embeddings import EmbeddingTable
+from recbole_edt.config.recbole_config import recbole_config
+from recbole_edt.config.settings import load_settings
 from recbole_edt.files import read_json
-from recbole_edt.model_config import recbole_config
-from recbole_edt.trainer import finetuning_loader, load_checkpoint
+from recbole_edt.pipeline import stages
+from recbole_edt.text.vectors import EmbeddingTable
+from recbole_edt.train import comparison
+from recbole_edt.train.checkpoints import load_checkpoint
+from recbole_edt.train.phases import finetuning_loader
+from recbole_edt.train.run import loaders
 
 RUN_EDT = Path(recbole_edt.__file__).parents[1] / "run_edt.py"
 MODELS = ("GRU4Rec", "BERT4Rec", "SASRec", "LLMEDT")
@@ -264,10 +268,10 @@ def test_other_held_out_items_change_no_count_no_inserted_row_no_profile_and_no_
         keys = {**QUICK, "data_path": folder, "runs_path": f"{folder}-runs"}
         batches.append([])
         for backbone in ("SASRec", "BERT4Rec"):
-            settings = config.load("tiny", [], {**keys, "backbone": backbone})
-            experiment = training.open_experiment(settings)
+            settings = load_settings("tiny", [], {**keys, "backbone": backbone})
+            experiment = comparison.open_experiment(settings)
             own = recbole_config(settings, "LLMEDT", "tiny-edt", experiment.folder)
-            loader, _, _, cls = training.loaders(experiment, own, "LLMEDT")
+            loader, _, _, cls = loaders(experiment, own, "LLMEDT")
             batches[-1] += [*loader, *finetuning_loader(loader)]
             pairs.append(loader._dataset.training_pairs)
             torch.manual_seed(3)  # weights, masks and negatives

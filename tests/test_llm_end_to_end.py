@@ -11,10 +11,13 @@ import pandas as pd
 import pytest
 from llm_runs import arguments, left
 
-from recbole_edt import asking, config, training
 from recbole_edt.cli import run
-from recbole_edt.model_config import recbole_config
-from recbole_edt.plain_yaml import read_yaml
+from recbole_edt.config.recbole_config import recbole_config
+from recbole_edt.config.settings import load_settings
+from recbole_edt.files import read_yaml
+from recbole_edt.pipeline import dry_run
+from recbole_edt.train import comparison
+from recbole_edt.train.run import loaders
 
 FOOD = {
     "f1": "Organic Green Tea Bags",
@@ -69,8 +72,8 @@ def whole(local_llm, tmp_path_factory):
         patch.chdir(place)
         patch.setenv("OPENAI_API_KEY", local_llm.key)
         overrides = dict(one[2:].split("=", 1) for one in given[1:])
-        settings = config.load("pantry", [], {key: read_yaml(value) for key, value in overrides.items()})
-        estimates = [asking.rehearse(settings, "profile", longest) for longest in (False, True)]
+        settings = load_settings("pantry", [], {key: read_yaml(value) for key, value in overrides.items()})
+        estimates = [dry_run.rehearse(settings, "profile", longest) for longest in (False, True)]
         assert run(given) == 0
         yield SimpleNamespace(place=place, given=given, settings=settings, estimates=estimates, key=local_llm.key)
 
@@ -94,9 +97,9 @@ def test_an_item_that_the_language_model_wrote_is_kept_inserted_and_trained_on(w
     titles = dict(zip(items["item_id:token"], items["title:token_seq"], strict=True))
     rows = pd.read_csv(whole.place / "atomic_files/pantry-edt/pantry-edt.inter", sep="\t", dtype=str)
     inserted = set(rows.loc[rows.iloc[:, -1] == "1", "item_id:token"])
-    experiment = training.open_experiment(whole.settings)
+    experiment = comparison.open_experiment(whole.settings)
     own = recbole_config(whole.settings, "LLMEDT", "pantry-edt", experiment.folder)
-    batches = list(training.loaders(experiment, own, "LLMEDT")[0])
+    batches = list(loaders(experiment, own, "LLMEDT")[0])
     trained_on = {int(item) for batch in batches for item in batch["target_list"].flatten()}
     tokens = list(experiment.dataset.field2id_token["item_id"])
     for token in written:

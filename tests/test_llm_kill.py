@@ -30,7 +30,9 @@ pytestmark = pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="needs PO
 
 # The stages run in processes forked from one that has everything imported, in milliseconds instead of seconds.
 PROCESSES = multiprocessing.get_context("forkserver" if hasattr(os, "fork") else "spawn")
-PROCESSES.set_forkserver_preload(["recbole_edt.pipeline", "recbole_edt.asking", "recbole_edt.doctor"])
+PROCESSES.set_forkserver_preload(
+    ["recbole_edt.experiments.compare", "recbole_edt.pipeline.dry_run", "recbole_edt.pipeline.doctor"]
+)
 
 
 def work(given: list[str], stages: Sequence[str], place: str, output: str) -> None:

@@ -19,10 +19,12 @@ from faulty_server import FaultyServer, batch_answers, word_vector
 from llm_runs import KEY, STAGES, arguments, left
 from test_end_to_end import swap_held_out
 
-from recbole_edt import config, llm, prompts, provenance, writer
-from recbole_edt.answers import AnswerStore
 from recbole_edt.cli import run
-from recbole_edt.embeddings import EmbeddingTable
+from recbole_edt.config import settings
+from recbole_edt.llm import client, templates
+from recbole_edt.llm.store import AnswerStore
+from recbole_edt.pipeline import manifest, model_access
+from recbole_edt.text.vectors import EmbeddingTable
 
 N_USERS = 12
 
@@ -36,7 +38,7 @@ def place_of(folder: Path) -> Path:
 def key(monkeypatch):
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
     # Waits between repetitions are tested with the client; here they would only take time.
-    monkeypatch.setattr(writer, "Client", partial(llm.Client, backoff_s=0.001))
+    monkeypatch.setattr(model_access, "Client", partial(client.Client, backoff_s=0.001))
 
 
 @pytest.fixture
@@ -143,7 +145,7 @@ def test_each_part_may_be_offline(place, server, generators, questions):
 @pytest.mark.parametrize("change", ["llm.temperature=0.1", "llm.seed=7", "llm.model=other", "llm.templates=own"])
 def test_another_model_parameter_or_prompt_asks_anew_and_back_again_asks_nothing(place, server, change):
     Path("own").mkdir()
-    packaged = (Path(prompts.__file__).parent / "templates/generate.txt").read_text(encoding="utf-8")
+    packaged = (Path(templates.__file__).parent / "templates/generate.txt").read_text(encoding="utf-8")
     Path("own/generate.txt").write_text(packaged.replace("$items", "In short:\n$items"), encoding="utf-8")
     given = arguments(server.url, profile__generator="offline", embed__embedder="wordllama")
     stages(given)
@@ -320,7 +322,7 @@ def test_the_limit_on_money_holds_for_both_kinds_of_profiles_together(place, ser
 
 
 def test_a_price_of_vectors_that_is_not_known_is_told_before_a_question_is_paid(place, server, capsys, monkeypatch):
-    monkeypatch.setattr(llm, "is_loopback", lambda url: False)
+    monkeypatch.setattr(client, "is_loopback", lambda url: False)
     Path("prices.yaml").write_text("writer: {input: 1, output: 1}\n")
     given = arguments(server.url, llm__prices="prices.yaml")
     stages(given, "prepare", "embed")
@@ -378,11 +380,11 @@ def test_the_note_on_the_model_says_how_many_of_its_answers_failed(place, server
     server.choose = third_question
     stages(given)
     asked = counts("augment")["asked"]
-    note = provenance.llm_note(config.load("tiny"))
+    note = manifest.llm_note(settings.load_settings("tiny"))
     assert f"items written by writer (1 of {asked} requests failed), profiles made" in note
     server.choose = None
     stages(given)
-    assert "items written by writer, profiles made" in provenance.llm_note(config.load("tiny"))
+    assert "items written by writer, profiles made" in manifest.llm_note(settings.load_settings("tiny"))
 
 
 def test_a_run_after_failures_asks_for_those_alone_and_then_equals_an_undisturbed_one(place, server, reference):

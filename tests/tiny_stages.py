@@ -6,7 +6,9 @@ from pathlib import Path
 
 from conftest import QUICK
 
-from recbole_edt import atomic, config, pipeline
+from recbole_edt.config.settings import load_settings
+from recbole_edt.data import atomic, two_domains
+from recbole_edt.experiments import compare
 
 
 def silent(line: str) -> None:
@@ -14,10 +16,10 @@ def silent(line: str) -> None:
 
 
 def settings(**keys):
-    return config.load("tiny", [], {**QUICK, **keys})
+    return load_settings("tiny", [], {**QUICK, **keys})
 
 
-def augmented(**keys) -> atomic.TwoDomainData:
+def augmented(**keys) -> two_domains.TwoDomainData:
     for stage in ("embed", "augment"):
-        pipeline.STAGES[stage](settings(**keys), silent)
+        compare.STAGES[stage](settings(**keys), silent)
     return atomic.read(Path("atomic_files/tiny-edt"), "tiny-edt")

@@ -5,10 +5,10 @@ import json
 import numpy as np
 import pandas as pd
 
-from recbole_edt import prompts
-from recbole_edt.atomic import TwoDomainData, offsets_of
-from recbole_edt.embeddings import EmbeddingTable
-from recbole_edt.llm import ChatAnswer
+from recbole_edt.data.two_domains import TwoDomainData, offsets_of
+from recbole_edt.llm import templates
+from recbole_edt.llm.questions import ChatAnswer
+from recbole_edt.text.vectors import EmbeddingTable
 
 
 def dataset(rows, items=(), titles=None):
@@ -76,7 +76,7 @@ class ScriptedWriter:
 
     def __init__(self, answer, embedder=None, folder=None):
         """``answer(request)`` gives the value, or a text that says why there is none."""
-        self.templates = prompts.load(folder)
+        self.templates = templates.load(folder)
         self.asked, self.waves = [], []
         self._answer, self._embedder = answer, embedder
 

@@ -1,0 +1,1 @@
+"""Raw files to two atomic files, their split and their statistics."""

@@ -1,0 +1,1 @@
+"""Candidates, ranks of held-out items, metrics and tests of significance."""

@@ -1,0 +1,1 @@
+"""Comparisons, studies of the paper, searches and audits: many runs and what they show."""

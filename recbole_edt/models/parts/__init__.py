@@ -1,0 +1,1 @@
+"""Parts that methods share: backbones, item encoders, states, losses, negatives."""

@@ -1,0 +1,1 @@
+"""The stages before training in their order, and how each reaches a language model."""

@@ -1,0 +1,1 @@
+"""A text on each user's taste, and its vector (paper section 3.4)."""

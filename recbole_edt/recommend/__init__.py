@@ -1,0 +1,1 @@
+"""Top items for users, from a trained run."""

@@ -1,0 +1,1 @@
+"""Values to tables, figures, console text and HTML."""

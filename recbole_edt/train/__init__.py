@@ -1,0 +1,1 @@
+"""From rows to batches to a trained run with its files."""

@@ -1,0 +1,96 @@
+"""What the runs of one comparison share: data, split, candidates and seed."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from recbole_edt.config.recbole_config import recbole_config
+from recbole_edt.config.recbole_keys import RUN_DEFAULTS
+from recbole_edt.config.settings import Settings
+from recbole_edt.data import split
+from recbole_edt.data.split import catalogue_hash
+from recbole_edt.evaluate.candidates import CandidateTable
+from recbole_edt.files import sha256_of
+from recbole_edt.models.registry import DEFAULT
+from recbole_edt.pipeline import stages
+from recbole_edt.train.dataset import EDTDataset
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """What every model of one comparison shares: the data, the split, the candidates, and the folder."""
+
+    settings: Settings
+    folder: Path
+    dataset: EDTDataset
+    """Loaded, not yet split; each model gets its own view of it."""
+    split_hash: str
+    candidates: dict[str, CandidateTable]
+    """Drawn candidates of the parts ``validation`` and ``test``; empty unless they are sampled."""
+    share_pretraining: bool = False
+    """Whether runs that differ in fine-tuning alone pre-train once."""
+
+    @property
+    def candidates_hash(self) -> str:
+        return sha256_of(*(table.hash for table in self.candidates.values())) if self.candidates else ""
+
+
+def open_experiment(settings: Settings) -> Experiment:
+    """Load the augmented data set, fix split and candidates, and name the run directory after them."""
+    stages.read_augmented(settings)  # checks the files
+    dataset = EDTDataset(recbole_config(settings, DEFAULT, settings.augmented, settings.runs_path))
+    dataset._change_feat_format()
+    return experiment_on(dataset, settings)
+
+
+def experiment_on(dataset: EDTDataset, settings: Settings) -> Experiment:
+    """The experiment on a loaded data set, under settings that leave its rows as they are."""
+    data = dataset.source
+    split_hash = split.split_hash(data, split.leave_one_out(data))
+    seed = seed_of(settings)
+    key = sha256_of(split_hash, catalogue_hash(data), settings.candidates, seed)
+    folder = settings.runs_path / f"{settings.dataset}-{key[:8]}"
+    candidates = stored_candidates(dataset, settings.candidates, seed, folder)
+    return Experiment(settings, folder, dataset, split_hash, candidates)
+
+
+def seed_of(settings: Settings) -> int:
+    """The seed of sampled candidates and, unless a model has its own, of training."""
+    return int(settings.recbole.get("seed", RUN_DEFAULTS["seed"]))
+
+
+def stored_candidates(dataset: EDTDataset, candidates: str, seed: int, folder: Path) -> dict[str, CandidateTable]:
+    """For ``sampled-N``: N negatives of each target's domain, outside all the user's interactions, per part.
+
+    Drawn by the first run in a folder, and read by all others.
+    """
+    if not candidates.startswith("sampled-"):
+        return {}
+    n = int(candidates.partition("-")[2])
+    rows = dataset.sequences.raw(dataset.item_domain)
+    real = ~dataset.virtual
+    pools = [torch.nonzero(real & (dataset.item_domain == d)).squeeze(1).numpy() for d in (1, 2)]
+    tables = {}
+    # Seeds of their own, so that early stopping does not select on the candidates of the test.
+    for part, mark, part_seed in (("validation", split.VALID, seed + 1), ("test", split.TEST, seed)):
+        path = folder / f"candidates-{part}.npy"
+        if not path.is_file():
+            user, target = rows.user[rows.mark == mark], rows.item[rows.mark == mark]
+            domain = dataset.item_domain[target] - 1
+            history = rows.user.numpy(), rows.item.numpy()
+            CandidateTable.build(user.numpy(), domain.numpy(), pools, *history, n, part_seed).save(path)
+        tables[part] = CandidateTable.load(path)
+    return tables
+
+
+def under(experiment: Experiment, candidates: str) -> Experiment:
+    """The same with other candidates, which are stored where comparisons among them look for them.
+
+    Raises: DataError if a user has fewer items left in the target's domain.
+    """
+    settings = dataclasses.replace(experiment.settings, candidates=candidates)
+    return experiment_on(experiment.dataset, settings)

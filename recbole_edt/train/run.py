@@ -1,0 +1,407 @@
+"""One model: the experiment that it is part of, its folder, its training, its ranks and its result.
+
+Runs live under ``runs/DATASET-HASH/``, where the hash stands for the split, the candidates and the seed, so that
+everything in one folder can be compared.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import re
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+import yaml
+from recbole.data import create_samplers
+from recbole.data.utils import get_dataloader
+from recbole.trainer import trainer as recbole_trainer
+from recbole.utils import ModelType, get_model, init_seed
+
+import recbole_edt
+from recbole_edt.config.recbole_config import by_sequence, model_values, recbole_config
+from recbole_edt.config.settings import Settings
+from recbole_edt.data import split
+from recbole_edt.data.split import catalogue_hash
+from recbole_edt.errors import DataError
+from recbole_edt.evaluate import results
+from recbole_edt.evaluate.metrics import standard_groups
+from recbole_edt.evaluate.ranking import RankCollector, RankEvaluator, read_ranks, write_ranks
+from recbole_edt.files import alone_in, library_versions, read_bytes, read_json, sha256_of, write_json, write_text
+from recbole_edt.models.llmedt import PhaseConfig
+from recbole_edt.models.recbole_models import SEQUENCE_ROWS, sequence_trained
+from recbole_edt.models.registry import METHODS
+from recbole_edt.pipeline import manifest
+from recbole_edt.train import run_files
+from recbole_edt.train.checkpoints import load_weights
+from recbole_edt.train.comparison import Experiment, under
+from recbole_edt.train.dataset import EDTDataset, SequenceLoader, artefacts_hash, eval_loader, rows_for, sees_generated
+from recbole_edt.train.loop import trainer_class
+from recbole_edt.train.phases import LLMEDTTrainer
+from recbole_edt.train.run_files import as_yaml, chosen_epochs, read_result, resolved_config
+
+
+def run_directory(experiment: Experiment, name: str) -> Path:
+    """A model's folder, named after everything its result depends on."""
+    settings = experiment.settings
+    config = recbole_config(settings, name, settings.augmented, experiment.folder)
+    key = sha256_of(
+        resolved_config(config), experiment.split_hash, artefacts_hash(config), recbole_edt.__version__
+    )
+    return experiment.folder / f"{name}-{key[:8]}"
+
+
+def train_model(experiment: Experiment, name: str) -> results.ModelResult:
+    """Train, or resume, or just read one model; its ranks on the test targets.
+
+    A model's folder holds ``config.yaml``, ``epochs.csv``, ``best.pth``, ``log.txt``, ``ranks.csv`` and, once all
+    is done, ``result.json``.
+
+    Raises: DataError if another process is training it.
+    """
+    run_dir = run_directory(experiment, name)
+    if not (run_dir / "result.json").is_file():
+        with alone_in(run_dir):
+            if not (run_dir / "result.json").is_file():  # another process may have ended just before
+                _run(experiment, _start(experiment, name, run_dir), name, run_dir)
+    return read_result(run_dir)
+
+
+def finished_run(experiment: Experiment, name: str) -> Path:
+    """Folder of a model that is trained.
+
+    Raises: DataError naming what there is instead.
+    """
+    run_dir = run_directory(experiment, name)
+    if not (run_dir / "result.json").is_file():
+        others = sorted(path.parent.name for path in experiment.folder.glob(f"{name}-*/result.json"))
+        hint = f"; with other settings there is {', '.join(others)}: give its options again" if others else ""
+        raise DataError(f"{run_dir} is no finished run of {name}: run the stage train first{hint}")
+    return run_dir
+
+ALL_DATA = "all-data"
+"""Folder, in that of a run, of the same model trained on everything."""
+
+
+def train_on_all(experiment: Experiment, name: str) -> Path:
+    """Train a finished run's model once more on all interactions, for as many epochs as validation chose.
+
+    Nothing can be measured with it any more: there are no ranks, and no command compares it.
+
+    Returns: its folder; a training that is done is not repeated.
+    """
+    run_dir = finished_run(experiment, name)
+    folder = run_dir / ALL_DATA
+    if not (folder / "result.json").is_file():
+        with alone_in(folder):
+            if not (folder / "result.json").is_file():
+                _run_on_all(experiment, name, run_dir, folder)
+    return folder
+
+
+def _run_on_all(experiment: Experiment, name: str, run_dir: Path, folder: Path) -> None:
+    values = {**(experiment.settings.model_settings.get(name) or {}), **chosen_epochs(run_dir)}
+    models = {**experiment.settings.model_settings, name: values}
+    settings = dataclasses.replace(experiment.settings, model_settings=models)
+    config = recbole_config(settings, name, settings.augmented, folder)
+    _write_config(config, folder)
+    init_seed(config["seed"], config["reproducibility"])
+    part = experiment.dataset.for_model(config).everything(sees_generated(config), _rows_of(config, name))
+    train_data, cls = _training(config, name, part)
+    model = cls(config, part).to(config["device"])
+    shared = dataclasses.replace(experiment, settings=settings, share_pretraining=False)
+    trainer = make_trainer(shared, config, model, folder, part)
+    with _log_to(folder / "log.txt"):
+        trainer.fit(train_data)
+    measured = ("test", "best_valid", "valid_metric", "candidates", "candidates_hash")
+    validated = {key: value for key, value in read_json(run_dir / "result.json").items() if key not in measured}
+    own = {
+        "trained_on": run_files.EVERYTHING,
+        "settings": model_values(settings, name),
+        "phases": [{**phase, "ended_by": "as many epochs as validation chose"} for phase in trainer.phases],
+        "seconds": sum(row["train_seconds"] for row in trainer.epoch_log),
+        "targets_per_epoch": _n_targets(part),
+        "versions": library_versions(),
+    }
+    write_json(folder / "result.json", {**validated, **own})
+    _remove_leftovers(folder)
+
+
+def ranks_under(experiment: Experiment, name: str, candidates: str) -> pd.DataFrame:
+    """Ranks of a finished run's test targets among other candidates than it was trained with, kept beside its own."""
+    run_dir = run_directory(experiment, name)
+    path = run_dir / f"ranks-{candidates}.csv"
+    if not (path.is_file() and path.with_suffix(".json").is_file()):
+        _, trainer, test_data = open_run(under(experiment, candidates), name, run_dir)
+        with _log_to(run_dir / "log.txt"):
+            trainer.evaluate(test_data, load_best_model=False)
+        _write_ranks(experiment, trainer.evaluator.ranks, path)
+    return read_ranks(path)
+
+
+def open_run(experiment: Experiment, name: str, run_dir: Path) -> tuple[Any, Any, Any]:
+    """Model with its weights, trainer and test loader of a finished run."""
+    config = recbole_config(experiment.settings, name, experiment.settings.augmented, run_dir)
+    init_seed(config["seed"], config["reproducibility"])
+    train_data, _, test_data, cls = loaders(experiment, config, name)
+    model = cls(config, train_data._dataset).to(config["device"])
+    if name in METHODS:
+        model.to_last_phase()
+    load_weights(model, config, run_dir / "best.pth")
+    return model, make_trainer(experiment, config, model, run_dir, train_data._dataset, trains=False), test_data
+
+
+def _write_ranks(experiment: Experiment, ranks: pd.DataFrame, path: Path) -> None:
+    tokens = experiment.dataset.field2id_token
+    users, items = tokens[experiment.dataset.uid_field], tokens[experiment.dataset.iid_field]
+    about = {**ranks.attrs, "split_hash": experiment.split_hash}
+    ranks = ranks.assign(**_groups(experiment, ranks))
+    ranks.attrs = about
+    write_ranks(ranks, path, users, items)
+
+
+def validate_model(experiment: Experiment, name: str, run_dir: Path) -> dict[str, Any]:
+    """Train, or resume, or just read one model that is judged on validation alone; its test targets are not ranked.
+
+    The folder ends up with ``config.yaml``, ``epochs.csv``, ``log.txt`` and ``valid.json``, without weights. What it
+    holds of other settings, left by a search that was begun anew, is not read.
+
+    Returns: what ``valid.json`` holds: ``score`` (the validation metric of the best epoch), ``metric``, ``epochs``,
+        ``seconds`` of training, ``phases`` and ``parameters``.
+    """
+    path = run_dir / "valid.json"
+    config = recbole_config(experiment.settings, name, experiment.settings.augmented, run_dir)
+    if not (path.is_file() and _is_of(config, run_dir)):
+        with alone_in(run_dir):
+            if not _is_of(config, run_dir):
+                for old in (path, *run_dir.glob("*.pth*")):
+                    old.unlink(missing_ok=True)
+            if not path.is_file():
+                _run_to_validate(experiment, name, run_dir)
+    return read_json(path)
+
+
+def _is_of(config: Any, run_dir: Path) -> bool:
+    """Whether what a folder holds, if anything, was trained with these settings."""
+    path = run_dir / "config.yaml"
+    try:
+        then = yaml.safe_load(read_bytes(path)) if path.is_file() else {}
+        now = yaml.safe_load(as_yaml(config))
+        return all(key in now and now[key] == value for key, value in then.items())
+    except (yaml.YAMLError, AttributeError):  # damaged
+        return False
+
+
+def _run_to_validate(experiment: Experiment, name: str, run_dir: Path) -> None:
+    config = _start(experiment, name, run_dir)
+    trainer, model, _, _ = _fitted(experiment, config, name, run_dir)
+    result = {"score": float(trainer.best_valid_score), "metric": trainer.valid_metric.lower()}
+    write_json(run_dir / "valid.json", {**result, "epochs": len(trainer.epoch_log), **_training_of(trainer, model)})
+    for weights in run_dir.glob("*.pth*"):
+        weights.unlink()
+
+
+def _start(experiment: Experiment, name: str, run_dir: Path) -> Any:
+    """The configuration of a run that begins, or goes on, written into its folder."""
+    config = recbole_config(experiment.settings, name, experiment.settings.augmented, run_dir)
+    _write_config(config, run_dir)
+    return config
+
+
+def _write_config(config: Any, run_dir: Path) -> None:
+    write_text(run_dir / "config.yaml", as_yaml(config))
+
+
+def _fitted(experiment: Experiment, config: Any, name: str, run_dir: Path) -> tuple[Any, Any, Any, Any]:
+    """Trainer and model after training, the training part, and the loader of the test targets."""
+    init_seed(config["seed"], config["reproducibility"])
+    train_data, valid_data, test_data, cls = loaders(experiment, config, name)
+    model = cls(config, train_data._dataset).to(config["device"])
+    trainer = make_trainer(experiment, config, model, run_dir, train_data._dataset)
+    with _log_to(run_dir / "log.txt"):
+        trainer.fit(train_data, valid_data)
+    return trainer, model, train_data._dataset, test_data
+
+
+def _training_of(trainer: Any, model: Any) -> dict[str, Any]:
+    """How training went, and what it was of."""
+    return {
+        "phases": trainer.phases,
+        "seconds": sum(row["train_seconds"] for row in trainer.epoch_log),
+        "parameters": sum(one.numel() for one in getattr(model, "used_parameters", model.parameters)()),
+    }
+
+
+def _run(experiment: Experiment, config: Any, name: str, run_dir: Path) -> None:
+    trainer, model, part, test_data = _fitted(experiment, config, name, run_dir)
+    with _log_to(run_dir / "log.txt"):
+        test = trainer.evaluate(test_data, load_best_model=True)
+    _write_ranks(experiment, trainer.evaluator.ranks, run_dir / "ranks.csv")
+    result = {
+        "model": name,
+        "dataset": experiment.settings.augmented,
+        "data_path": str(experiment.settings.data_path),
+        "domains": experiment.dataset.domain_names,
+        "settings": model_values(experiment.settings, name),
+        **_given(experiment.settings, name),
+        "made_with": manifest.made_with(experiment.settings),
+        "rows": part.training,
+        "sees_generated": sees_generated(config),
+        **_training_of(trainer, model),
+        "targets_per_epoch": _n_targets(part),
+        "best_valid": dict(trainer.best_valid_result or {}),
+        "valid_metric": trainer.valid_metric,
+        "test": dict(test),
+        "split_hash": experiment.split_hash,
+        "catalogue_hash": catalogue_hash(experiment.dataset.source),
+        "artefacts_hash": artefacts_hash(config),
+        "candidates": experiment.settings.candidates,
+        "candidates_hash": experiment.candidates_hash,
+        "versions": library_versions(),
+    }
+    write_json(run_dir / "result.json", result)
+    _remove_leftovers(run_dir)
+
+
+def _given(settings: Settings, name: str) -> dict[str, Any]:
+    """Every key that a run's folder depends on, as on the command line, for the command that trains it again.
+
+    ``given`` counts for all models, ``given_to_model`` for this one, ``given_to_data`` for a variant's own rows;
+    ``made_from`` is `made_with` of the data that a variant starts from.
+    """
+    own = settings.model_settings.get(name) or {}
+    shared = {key: settings.given[key] for key in ("k_core", "domains") if key in settings.given}
+    found = {key: value for key, value in model_values(settings, name).items() if key not in own}
+    given: dict[str, Any] = {"given": {**shared, **found, **settings.recbole}, "given_to_model": own}
+    if settings.data_variant:
+        data = {"augment": asdict(settings.augment), "profile": asdict(settings.profile)}
+        given["given_to_data"] = {**data, "llm": settings.given.get("llm") or {}}
+        given["made_from"] = manifest.made_with(dataclasses.replace(settings, data_variant=""))
+    return given
+
+
+def _remove_leftovers(run_dir: Path) -> None:
+    # Hidden files are what a kill left of a checkpoint half written.
+    for leftover in [run_dir / "last.pth", run_dir / "best.pth.pretrain", *run_dir.glob(".*.pth*")]:
+        leftover.unlink(missing_ok=True)
+
+
+def loaders(experiment: Experiment, config: Any, name: str) -> tuple[Any, Any, Any, type]:
+    """Loaders of the three parts, and the model's class, for the rows that this model trains on."""
+    parts = experiment.dataset.for_model(config).parts(sees_generated(config), _rows_of(config, name))
+    train_data, cls = _training(config, name, parts[0])
+    return train_data, eval_loader(config, parts[1]), eval_loader(config, parts[2]), cls
+
+
+def _rows_of(config: Any, name: str) -> str:
+    """The rows of ``EDTDataset.parts`` that a model trains on."""
+    if by_sequence(name, config["training"]):
+        return rows_for(config) if name in METHODS else SEQUENCE_ROWS[name]
+    return "prefix" if config["MODEL_TYPE"] == ModelType.SEQUENTIAL else "pairs"
+
+
+def _training(config: Any, name: str, train: EDTDataset) -> tuple[Any, type]:
+    """Loader of a training part, and the model's class."""
+    if by_sequence(name, config["training"]):
+        cls = METHODS[name].load() if name in METHODS else sequence_trained(name)
+        return SequenceLoader(train, config["train_batch_size"], config["seed"]), cls
+    sampler = create_samplers(config, train, [train] * 3)[0]  # by popularity it would count held-out rows, too
+    return get_dataloader(config, "train")(config, train, sampler, shuffle=config["shuffle"]), get_model(name)
+
+
+def make_trainer(
+    experiment: Experiment, config: Any, model: Any, run_dir: Path, part: EDTDataset, trains: bool = True
+) -> Any:
+    """The model's trainer, writing into ``run_dir`` and ranking by our rules; one that only evaluates keeps no log."""
+    with _tensorboard_in(run_dir if trains else None):
+        trainer = trainer_class(config["MODEL_TYPE"], config["model"])(config, model)
+    trainer.run_dir, trainer.saved_model_file = run_dir, str(run_dir / "best.pth")
+    if experiment.share_pretraining and isinstance(trainer, LLMEDTTrainer):
+        trainer.shared_pretraining = experiment.folder / f"pretraining-{_pretraining_key(experiment, config)[:8]}.pth"
+    device = config["device"]
+    trainer.collectors = {
+        phase: RankCollector(
+            part.item_domain.to(device),
+            ~part.virtual.to(device) & (part.item_domain > 0).to(device),
+            "sampled" if experiment.candidates else experiment.settings.candidates,
+            experiment.candidates.get(phase),
+            part.domain_names,
+            part.uid_field,
+            config["model"],
+        )
+        for phase in ("validation", "test")
+    }
+    trainer.evaluator = RankEvaluator(config["topk"])
+    return trainer
+
+
+def _pretraining_key(experiment: Experiment, config: Any) -> str:
+    """Of everything that pre-training depends on."""
+    phase = {f.name for f in dataclasses.fields(PhaseConfig)}
+    plain = {key: value for key, value in resolved_config(config).items() if key not in phase}
+    return sha256_of(plain, experiment.split_hash, artefacts_hash(config), recbole_edt.__version__)
+
+
+def _n_targets(part: EDTDataset) -> int:
+    """Distinct training targets that one epoch covers."""
+    train = part.sequences.mark == split.TRAIN
+    if part.config["inserted_as_targets"] is False:
+        train &= ~part.sequences.generated
+    first = part.sequences.first == torch.arange(len(train))
+    return int((train & ~first).sum() if part.training in ("sequence", "prefix") else train.sum())
+
+
+def _groups(experiment: Experiment, ranks: pd.DataFrame) -> dict[str, Any]:
+    """Labels of each test row for the report's groups, from raw training rows."""
+    dataset = experiment.dataset
+    rows = dataset.sequences.raw(dataset.item_domain)
+    train = rows.mark == split.TRAIN
+    real = (~dataset.virtual).numpy() & (dataset.item_domain > 0).numpy()
+    return standard_groups(
+        ranks, rows.user[train].numpy(), rows.item[train].numpy(), dataset.item_domain.numpy(), real
+    )
+
+
+class _PlainFormatter(logging.Formatter):
+    """RecBole colours its messages for a terminal; a file wants none of that."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return re.sub(r"\x1b\[[0-9;]*m", "", super().format(record))
+
+
+@contextmanager
+def _log_to(path: Path) -> Iterator[None]:
+    """RecBole logs to the root logger: into the run directory, and not to the screen."""
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    file = logging.FileHandler(path, encoding="utf-8")
+    file.setFormatter(_PlainFormatter("%(asctime)s %(levelname)s %(message)s"))
+    root.handlers = [file]
+    root.setLevel(logging.INFO)  # unlike an assignment, it also forgets which levels were off
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", category=FutureWarning, module=r"recbole\.")  # its old names of torch
+            yield
+    finally:
+        root.handlers = handlers
+        root.setLevel(level)
+        file.close()
+
+
+@contextmanager
+def _tensorboard_in(run_dir: Path | None) -> Iterator[None]:
+    """RecBole's trainer opens its TensorBoard files in the working directory; ours go to the run's, or nowhere."""
+    from torch.utils.tensorboard import SummaryWriter
+
+    original = recbole_trainer.get_tensorboard
+    recbole_trainer.get_tensorboard = lambda logger: run_dir and SummaryWriter(str(run_dir / "tensorboard"))
+    try:
+        yield
+    finally:
+        recbole_trainer.get_tensorboard = original
