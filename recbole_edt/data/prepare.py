@@ -385,7 +385,7 @@ class _Preparation:
 
 def _ids(values: Sequence[Any]) -> list[str]:
     """Ids as text without outer blanks, ``""`` for what cannot be one."""
-    ids = [value.strip() if isinstance(value, str) else _number_id(value) for value in values]
+    ids = [value.strip() if type(value) is str else _number_id(value) for value in values]
     if sanitize("".join(ids)) != "".join(ids):
         ids = [one if sanitize(one) == one else "" for one in ids]
     return ids

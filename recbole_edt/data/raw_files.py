@@ -12,15 +12,16 @@ import html
 import json
 import re
 import zlib
-from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from io import TextIOWrapper
-from itertools import islice
+from itertools import chain, compress, islice
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
+import orjson
 import pandas as pd
 from tqdm import tqdm
 
@@ -285,34 +286,64 @@ def _too_long(path: Path) -> DataError:
 def _json_blocks(
     tally: Tally, columns: Sequence[Column], wanted: Callable[[bytes], bool] | None, optional: Collection[Column]
 ) -> Iterator[Block]:
-    values = _getter(columns)
+    names = [name for column in columns for name in _names(column)]
     unmet = [_names(column) for column in columns if column not in optional]
-    for lines in _lines(tally.path):
-        numbers, rows = [], []
-        for number, line in enumerate(lines, tally.lines + 1):
-            if not line.strip():
-                continue
-            tally.rows += 1
-            if wanted is not None and not unmet and not wanted(line):
-                continue
-            try:
-                record = _record(line)
-                row = values(record)
-            except ValueError as error:
-                tally.fault(number, str(error), line)
-                continue
-            if unmet:
-                unmet = [names for names in unmet if not any(name in record for name in names)]
-            numbers.append(number)
-            rows.append(row)
-        tally.lines += len(lines)
+    for chunk in _lines(tally.path):
+        filled = [bool(line.strip()) for line in chunk]
+        tally.rows += sum(filled)
+        unmet = _unmet(unmet, compress(chunk, filled))
+        if wanted is not None:
+            filled = [there and wanted(line) for line, there in zip(chunk, filled, strict=True)]
+        numbers = list(compress(range(tally.lines + 1, tally.lines + len(chunk) + 1), filled))
+        tally.lines += len(chunk)
+        numbers, rows = _json_rows(tally, numbers, list(compress(chunk, filled)), names)
         tally.check()
-        yield numbers, rows
+        yield numbers, rows if len(names) == len(columns) else [_chosen(row, columns) for row in rows]
     if unmet and tally.rows > tally.bad:
         raise DataError(
             f"{tally.path}: no line has {', '.join(map(_either, unmet))}; "
             "correct prepare.columns or prepare.item_columns"
         )
+
+
+def _unmet(unmet: list[list[str]], lines: Iterable[bytes]) -> list[list[str]]:
+    """Those columns, each with its alternatives, that none of the lines has."""
+    for line in lines:
+        if not unmet:
+            break
+        with suppress(ValueError):
+            record = _record(line)
+            unmet = [names for names in unmet if not any(name in record for name in names)]
+    return unmet
+
+
+def _json_rows(tally: Tally, numbers: list[int], lines: list[bytes], names: list[str]) -> Block:
+    """The fields of the object on each line; a line without an object is counted as a fault."""
+    try:
+        rows = [tuple(map(orjson.loads(line).get, names)) for line in lines]
+        # orjson rounds whole numbers of more than 64 bits, and ids must keep every digit.
+        if not any(type(value) is float and abs(value) >= 2**63 for value in chain.from_iterable(rows)):
+            return numbers, rows
+    except (ValueError, AttributeError):  # no JSON, JSON that only Python reads, such as NaN, or no object
+        pass
+    good, rows = [], []
+    for number, line in zip(numbers, lines, strict=True):
+        try:
+            rows.append(tuple(map(_record(line).get, names)))
+            good.append(number)
+        except ValueError as error:
+            tally.fault(number, str(error), line)
+    return good, rows
+
+
+def _chosen(row: Sequence[Any], columns: Sequence[Column]) -> tuple[Any, ...]:
+    """A value for each column; of alternatives the first that holds any text or number."""
+    values = iter(row)
+    found = []
+    for column in columns:
+        own = list(islice(values, len(_names(column))))
+        found.append(own[0] if len(own) == 1 else next((one for one in own if any(map(_plain, _flat(one)))), None))
+    return tuple(found)
 
 
 def _names(column: Column) -> list[str]:
@@ -333,7 +364,7 @@ def _record(line: bytes) -> dict[str, Any]:
     except UnicodeDecodeError:
         raise ValueError(_NOT_UTF8) from None
     try:
-        record = _decode(text)
+        record = json.loads(text)
     except (ValueError, RecursionError) as error:
         try:
             record = ast.literal_eval(text.strip())
@@ -344,27 +375,6 @@ def _record(line: bytes) -> dict[str, Any]:
     if not isinstance(record, dict):
         raise ValueError("expected an object with named fields")
     return record
-
-
-_decode = json.JSONDecoder().decode
-
-
-def _getter(columns: Sequence[Column]) -> Callable[[dict[str, Any]], tuple[Any, ...]]:
-    """What takes the columns out of a record; of alternatives the first that holds something."""
-    plain = [column for column in columns if isinstance(column, str)]
-    if len(plain) == len(columns):
-        return lambda record: tuple(map(record.get, plain))
-    names = list(map(_names, columns))
-
-    def values(record: dict[str, Any]) -> tuple[Any, ...]:
-        return tuple(_first([record.get(name) for name in of]) for of in names)
-
-    return values
-
-
-def _first(values: Sequence[Any]) -> Any:
-    """The first that holds any text or number; of one alone that is not asked."""
-    return values[0] if len(values) == 1 else next((one for one in values if any(map(_plain, _flat(one)))), None)
 
 
 # ---- tables ------------------------------------------------------------------------------------------------------

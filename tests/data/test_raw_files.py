@@ -123,7 +123,16 @@ class TestJsonLines:
         columns = ("asin", "brand", ("title", "name"), "price")
         with pytest.raises(DataError, match=named):
             read(path, columns, wanted=lambda line: b"B1" in line)
-        assert rows(path, columns, optional=columns[2:], wanted=lambda line: False)[-1] == ("B2", "Acme", None, None)
+        found = rows(path, columns, optional=columns[2:], wanted=lambda line: b"B1" in line)
+        assert found == [("B1", None, None, None)]  # only the other line has a brand
+
+    def test_numbers_keep_every_digit_and_what_only_python_reads_is_read(self, tmp_path):
+        path = tmp_path / "reviews.jsonl"
+        path.write_text('{"id": 12345678901234567890123}\n{"id": NaN}\n{"id": "\\ud800"}\n')
+        assert rows(path, ("id",))[0] == (12345678901234567890123,)
+        assert rows(path, ("id",))[2] == ("\ud800",)
+        path.write_text('{"id": 12345678901234567890123}\n')
+        assert rows(path, ("id",)) == [(12345678901234567890123,)]
 
     def test_a_byte_order_mark_does_not_cost_the_first_record(self, tmp_path):
         path = tmp_path / "reviews.jsonl"
