@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from datetime import date
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,7 @@ from recbole_edt.files import is_current, read_json, sha256_of, write_json, writ
 RULES_VERSION = 4
 """Raised whenever a reader turns the same source into other files."""
 MANIFEST = "prepare.json"
+_NO_TEXTS = ("",) * len(TEXTS)
 _LATEST = 1e11
 """Seconds before or after 1970; a later time (the year 5138) is one in a smaller unit."""
 
@@ -493,13 +495,13 @@ def _write_items(
     """Items with interactions as ``.item``, those of domain A first; a text that no item has gets no column."""
     kept = np.unique(rows.item)
     kept = kept[np.argsort(item_domain[kept], kind="stable")]
-    table = [texts.get(item, ("",) * len(TEXTS)) for item in rows.items[kept]]
-    filled = [place for place in range(len(TEXTS)) if place == 0 or any(row[place] for row in table)]
+    items = rows.items[kept]
+    columns = {"item_id:token": items, "domain:token": np.array(domains, object)[item_domain[kept]]}
+    for name, texts_of in zip(TEXTS, zip(*(texts.get(item, _NO_TEXTS) for item in items), strict=True), strict=True):
+        if name == "title" or any(texts_of):
+            columns[f"{name}:token_seq"] = texts_of
     with path.open("w", encoding="utf-8", newline="\n") as file:
-        header = ["item_id:token", "domain:token", *(f"{TEXTS[place]}:token_seq" for place in filled)]
-        file.write("\t".join(header) + "\n")
-        for item, domain, row in zip(rows.items[kept], item_domain[kept].tolist(), table, strict=True):
-            file.write("\t".join([item, domains[domain], *(row[place] for place in filled)]) + "\n")
+        file.writelines("\t".join(row) + "\n" for row in chain([columns], zip(*columns.values(), strict=True)))
 
 
 def losses(folder: Path) -> str:

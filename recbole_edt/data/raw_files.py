@@ -115,31 +115,26 @@ def seconds(values: Sequence[Any], unit: str = "s") -> np.ndarray:
         times = np.array(values, dtype=np.float64)
         if times.ndim != 1:
             raise ValueError("lists are no times")
+        texts = np.empty(0, np.int64)
     except (TypeError, ValueError, OverflowError):
         times = np.array([as_number(value) for value in values])
-        rest = np.flatnonzero(np.isnan(times))
-        times[times == _NO_TIME] = np.nan
-        times /= PER_SECOND[unit]
-        times[rest] = _dates([values[row] for row in rest])
-    else:
-        times[times == _NO_TIME] = np.nan
-        times /= PER_SECOND[unit]
+        texts = np.flatnonzero(np.isnan(times))
+    times[times == _NO_TIME] = np.nan
+    times /= PER_SECOND[unit]
+    if len(texts):
+        times[texts] = _dates([values[row] for row in texts])
     times[~np.isfinite(times)] = np.nan
     return times
 
 
 _NO_TIME = -(2.0**63)  # pandas' NaT as a number
-_EMPTY = ("", "nan", "nat", "none", "null")
-
-
-def is_empty(value: Any) -> bool:
-    """Whether a table says by this value that there is none."""
-    return value.strip().lower() in _EMPTY if isinstance(value, str) else value is None or value != value
 
 
 def is_no_time(value: Any) -> bool:
     """Whether a table says by this value that there is no time."""
-    return is_empty(value) or as_number(value) == _NO_TIME
+    if isinstance(value, str) and value.strip().lower() in ("", "nan", "nat", "none", "null"):
+        return True
+    return value is None or value != value or as_number(value) == _NO_TIME
 
 
 # What nanoseconds can count: 9999-12-31 is no date to pandas 2, and one that pandas 3 cannot subtract from.
@@ -322,7 +317,8 @@ def _json_rows(tally: Tally, numbers: list[int], lines: list[bytes], names: list
     try:
         rows = [tuple(map(orjson.loads(line).get, names)) for line in lines]
         # orjson rounds whole numbers of more than 64 bits, and ids must keep every digit.
-        if not any(type(value) is float and abs(value) >= 2**63 for value in chain.from_iterable(rows)):
+        values = chain.from_iterable(rows)
+        if float not in set(map(type, values)) or not any(_is_rounded(value) for row in rows for value in row):
             return numbers, rows
     except (ValueError, AttributeError):  # no JSON, JSON that only Python reads, such as NaN, or no object
         pass
@@ -334,6 +330,10 @@ def _json_rows(tally: Tally, numbers: list[int], lines: list[bytes], names: list
         except ValueError as error:
             tally.fault(number, str(error), line)
     return good, rows
+
+
+def _is_rounded(value: Any) -> bool:
+    return type(value) is float and abs(value) >= 2**63
 
 
 def _chosen(row: Sequence[Any], columns: Sequence[Column]) -> tuple[Any, ...]:

@@ -101,9 +101,7 @@ class Spill:
         that an exact filter would keep, whatever domain an item turns out to be of.
         """
         per_user = max(k_core, min_history)
-        tables = None
-        if self.n_rows > IN_MEMORY_ROWS and per_user > 1:
-            tables = self._coarse(per_user, k_core)
+        tables = self._coarse(per_user, k_core) if per_user > 1 else None
         users: dict[str, int] = {}
         items: dict[str, int] = {}
         parts = [(np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0, _ROW))]
@@ -127,20 +125,18 @@ class Spill:
             if len(rows) and rows["domain"][0] == 0:
                 in_a[[number for one in pd.unique(item_ids) if (number := open_items.get(one)) is not None]] = True
 
-    def _coarse(self, per_user: int, per_item: int) -> _Counts:
-        """Counts of what is left when another pass over the disk would drop less than a tenth."""
-        counts, left = _Counts(per_user, per_item), self.n_rows
-        for rows in self._blocks():
-            counts.add(rows)
-        while left > IN_MEMORY_ROWS:
-            before, left, fewer = left, 0, _Counts(per_user, per_item)
+    def _coarse(self, per_user: int, per_item: int) -> _Counts | None:
+        """Counts of what is left when another pass over the disk would drop less than a tenth; None for few rows."""
+        counts: _Counts | None = None
+        before, left = np.inf, self.n_rows
+        while IN_MEMORY_ROWS < left <= 0.9 * before:
+            before = left if counts else np.inf
+            fewer, left = _Counts(per_user, per_item), 0
             for rows in self._blocks():
-                rows = rows[counts.keep(rows)]
+                rows = rows[counts.keep(rows)] if counts else rows
                 fewer.add(rows)
                 left += len(rows)
             counts = fewer
-            if left > 0.9 * before:
-                break
         return counts
 
     def _blocks(self) -> Iterator[np.ndarray]:
