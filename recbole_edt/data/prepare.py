@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from datetime import date
-from itertools import chain
+from itertools import chain, compress
 from pathlib import Path
 from typing import Any
 
@@ -162,6 +162,8 @@ class _Preparation:
             self.columns = {**{one: one for one in ROW_COLUMNS[:3]}, **self.columns}
             self.item_columns = {**{one: one for one in ITEM_COLUMNS[:-1]}, **self.item_columns}
         self.time_unit = config.time_unit if table else form.time_unit
+        self.after = start_of_day(config.after) if config.after is not None else -np.inf
+        self.before = start_of_day(config.before) if config.before is not None else np.inf
         self.domains: tuple[str, str] = tuple(config.files)
         self.one_file = len({files["interactions"] for files in config.files.values()}) == 1
         self.inputs = _inputs(config)
@@ -174,19 +176,16 @@ class _Preparation:
 
     def settings(self) -> dict[str, Any]:
         """The configuration, and the raw files with what was read of them, for the manifest."""
-        inputs = [self._read_of(one) for one in self.inputs]
+        inputs = []
+        for one in self.inputs:  # a file of interactions and items is told as the former
+            tally = self.tallies.get((one["file"], "interactions")) or self.tallies[one["file"], "items"]
+            first = {"first_unusable": tally.first} if tally.first else {}
+            inputs.append({**one, "lines": tally.rows, "unusable": tally.bad, **first})
         return {**_plain(self.config), "domains": self.domains, "inputs": inputs}  # a manifest's keys are sorted
 
     def account(self, rows: raw_rows.Rows) -> dict[str, Any]:
         """What was read, dropped and kept, for the manifest."""
         return {**self.counts, "dropped": dict(self.dropped), "rows_kept": len(rows.user)}
-
-    def _read_of(self, recorded: dict[str, Any]) -> dict[str, Any]:
-        """The record of an input with what was read of it; of a file of both, as interactions."""
-        file = recorded["file"]
-        tally = self.tallies.get((file, "interactions")) or self.tallies[file, "items"]
-        read = {"lines": tally.rows, "unusable": tally.bad}
-        return {**recorded, **read, **({"first_unusable": tally.first} if tally.first else {})}
 
     # -- interactions --
 
@@ -230,23 +229,15 @@ class _Preparation:
             usable &= own
             timed = usable & ~np.isnan(times)
             self.dropped["without_time"] += int((usable & ~timed).sum())
-            kept = timed & self._in_range(times)
+            kept = timed & (times >= self.after) & (times < self.before)
             self.dropped["outside_dates"] += int((timed & ~kept).sum())
-            chosen = np.flatnonzero(kept)
-            on_disk.append(
-                [users[row] for row in chosen],
-                [items[row] for row in chosen],
-                times[chosen],
-                np.array(numbers, np.int64)[chosen],
-                domain,
-            )
+            of_users, of_items = (list(compress(ids, kept)) for ids in (users, items))
+            on_disk.append(of_users, of_items, times[kept], np.array(numbers, np.int64)[kept], domain)
         if not tally.rows:
             raise DataError(f"{tally.path} has no rows; is it the right file, whole?")
         self.dropped["unusable"] += 0 if again else tally.bad
 
-    def _belongs(
-        self, name: str, named: Sequence[Any] | None, items: Sequence[str]
-    ) -> tuple[np.ndarray, np.ndarray]:
+    def _belongs(self, name: str, named: Sequence[Any] | None, items: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
         """``[n]`` bool: rows of the domain, and rows of neither of the two, or of the other in this one's own file."""
         if self.mine is not None:
             own = [item in self.mine[name] for item in items]
@@ -286,11 +277,6 @@ class _Preparation:
             return f"neither a number nor an ISO 8601 date {years} in {self.columns['timestamp']}"
         remedy = "; is prepare.time_unit right?" if self.config.source == "table" else ""
         return f"too far from 1970 for a time in {self.time_unit}{remedy}"
-
-    def _in_range(self, times: np.ndarray) -> np.ndarray:
-        after = start_of_day(self.config.after) if self.config.after is not None else -np.inf
-        before = start_of_day(self.config.before) if self.config.before is not None else np.inf
-        return (times >= after) & (times < before)
 
     def _selected(self, rows: raw_rows.Rows) -> tuple[raw_rows.Rows, np.ndarray]:
         """Rows without duplicates, rare items and users, and users who were not drawn."""

@@ -316,9 +316,8 @@ def _json_rows(tally: Tally, numbers: list[int], lines: list[bytes], names: list
     """The fields of the object on each line; a line without an object is counted as a fault."""
     try:
         rows = [tuple(map(orjson.loads(line).get, names)) for line in lines]
-        # orjson rounds whole numbers of more than 64 bits, and ids must keep every digit.
-        values = chain.from_iterable(rows)
-        if float not in set(map(type, values)) or not any(_is_rounded(value) for row in rows for value in row):
+        floats = [abs(value) for value in chain.from_iterable(rows) if type(value) is float]
+        if max(floats, default=0) < 2**63:  # else one may be a longer whole number, which orjson rounds
             return numbers, rows
     except (ValueError, AttributeError):  # no JSON, JSON that only Python reads, such as NaN, or no object
         pass
@@ -330,10 +329,6 @@ def _json_rows(tally: Tally, numbers: list[int], lines: list[bytes], names: list
         except ValueError as error:
             tally.fault(number, str(error), line)
     return good, rows
-
-
-def _is_rounded(value: Any) -> bool:
-    return type(value) is float and abs(value) >= 2**63
 
 
 def _chosen(row: Sequence[Any], columns: Sequence[Column]) -> tuple[Any, ...]:
@@ -509,7 +504,7 @@ def _parquet_blocks(tally: Tally, columns: Sequence[Column], optional: Collectio
     except ImportError:
         raise DataError(f'{tally.path}: Parquet needs pyarrow; pip install "recbole_edt[parquet]"') from None
     try:
-        with pq.ParquetFile(tally.path) as file:
+        with file_progress(tally.path, "reading") as (content, advance), pq.ParquetFile(content) as file:
             header = file.schema_arrow.names
             places = _positions(tally.path, header, columns, optional)
             names = [None if place is None else header[place] for place in places]
@@ -521,7 +516,6 @@ def _parquet_blocks(tally: Tally, columns: Sequence[Column], optional: Collectio
                 tally.lines += batch.num_rows
                 tally.rows += batch.num_rows
                 yield numbers, list(zip(*values, strict=True))
-    except FileNotFoundError:
-        raise DataError(f"{tally.path}: no such file; check the folder and the name") from None
+                advance()
     except (OSError, pa.ArrowException, ValueError, OverflowError) as error:
         raise DataError(f"{tally.path}: no readable Parquet file ({error}); fetch or write it again") from error

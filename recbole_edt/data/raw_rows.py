@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO
@@ -85,10 +85,8 @@ class Spill:
     def close(self) -> None:
         """Give the disk space back."""
         for file in (self._rows, self._ids):
-            try:
+            with suppress(OSError):  # its last bytes do not fit on the disk either
                 file.close()
-            except OSError:  # its last bytes do not fit on the disk either
-                pass
 
     @property
     def n_rows(self) -> int:
