@@ -27,12 +27,10 @@ def data_parts(settings: Settings) -> Iterator[ResultTable | str]:
         yield f"The data set is not at hand: {error}"
         return
     rows |= augment_figures(settings)
-    named = [(key.replace("_", " "), _rounded(value)) for key, value in rows.items()]
+    named = [
+        (key.replace("_", " "), round(value, 3) if isinstance(value, float) else value) for key, value in rows.items()
+    ]
     yield ResultTable("data", "Data", ["figure", "value"], named)
-
-
-def _rounded(value: Any) -> Any:
-    return round(value, 3) if isinstance(value, float) else value
 
 
 def cost_parts(settings: Settings, counts: Mapping[str, Any]) -> Iterator[ResultTable | str]:

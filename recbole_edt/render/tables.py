@@ -15,7 +15,7 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 from pydantic import BaseModel, ValidationError
@@ -27,10 +27,10 @@ from recbole_edt.files import read_json, write_text
 Value: TypeAlias = "str | int | float | bool | None | tuple[float | None, float | None]"
 """A cell: text, a number, nothing, or a pair (mean and deviation, or the two ends of an interval)."""
 
-FORMS = ("plain", "signed", "p", "percent", "share", "tag")
 PAIRS = {"deviation": ("{} ± {}", ("", " deviation")), "interval": ("{} to {}", (" low", " high"))}
 """How a pair is shown, and what its two columns of CSV are called."""
 MISSING = "n/a"
+BestOf: TypeAlias = Literal["column", "row"]
 
 _LATEX = {
     "\\": r"\textbackslash{}",
@@ -76,15 +76,9 @@ class Column:
     name: str
     group: str = ""
     decimals: int | None = None
-    best: str = ""
-    form: str = "plain"
-    pair: str = ""
-
-    def __post_init__(self) -> None:
-        choices = {"best": ("", "max", "min"), "form": FORMS, "pair": ("", *PAIRS)}
-        for key, known in choices.items():
-            if getattr(self, key) not in known:
-                raise ValueError(f"column {self.name}: {key} {getattr(self, key)!r} is not one of {known}")
+    best: Literal["", "max", "min"] = ""
+    form: Literal["plain", "signed", "p", "percent", "share", "tag"] = "plain"
+    pair: Literal["", "deviation", "interval"] = ""
 
     @property
     def heading(self) -> str:
@@ -113,7 +107,7 @@ class ResultTable:
     rows: Sequence[Sequence[Any]]
     note: str = ""
     command: str = ""
-    best_of: str = "column"
+    best_of: BestOf = "column"
     tones: Sequence[str] = ()
 
     def __post_init__(self) -> None:
@@ -122,8 +116,6 @@ class ResultTable:
         object.__setattr__(self, "rows", tuple(tuple(map(_plain, row)) for row in self.rows))
         if uneven := [place for place, row in enumerate(self.rows, 1) if len(row) != len(columns)]:
             raise ValueError(f"table {self.name}: row {uneven[0]} has not {len(columns)} values")
-        if self.best_of not in ("column", "row"):
-            raise ValueError(f"table {self.name}: best_of {self.best_of!r} is not column or row")
 
     def shown(self) -> list[list[str]]:
         """The cells as texts."""
@@ -217,7 +209,7 @@ class _Stored(BaseModel, extra="forbid", strict=True):
     rows: tuple[tuple[Value, ...], ...]
     note: str = ""
     command: str = ""
-    best_of: str = "column"
+    best_of: BestOf = "column"
 
 
 def read(path: Path) -> ResultTable:

@@ -201,16 +201,17 @@ def _cost(runs: Sequence[Run], settings: Settings) -> Iterator[ResultTable | str
 
 def _settings_parts(runs: Sequence[Run]) -> Iterator[ResultTable | Listing]:
     if len(runs) > 1 and (keys := differing_keys(runs)):
-        rows = [(key, *(_as_text(value_of(run, key)) for run in runs)) for key in keys]
+        rows = [(key, *(_as_text(run, key) for run in runs)) for key in keys]
         note = "n/a: the model has no such key; artefacts: a hash of inserted rows, vectors and profiles that it reads"
         yield ResultTable("settings", "Settings that differ", ["key", *(run.name for run in runs)], rows, note)
     for run in runs:
         yield Listing(f"All settings of {run.name}", yaml.safe_dump(dict(run.config), allow_unicode=True))
 
 
-def _as_text(value: Any) -> str | None:
-    """A value as the command line reads it; None if the run has none."""
-    if value is None or isinstance(value, str):
+def _as_text(run: Run, key: str) -> str | None:
+    """A value as the command line reads it; None if the model has no such key."""
+    value = value_of(run, key)
+    if isinstance(value, str) or (value is None and key not in run.config):
         return value
     text = yaml.safe_dump(value, default_flow_style=True, width=10**6, allow_unicode=True, sort_keys=False)
     return text.removesuffix("...\n").strip()

@@ -66,8 +66,8 @@ class UserView:
         user: token.
         domains: names of A and B.
         rows: the history, inserted rows included.
-        trace: the user's rows of ``augment.read_trace``, with their ``text``.
-        exchanges: prompts and answers.
+        trace: the user's rows of ``trace.read_trace``, with their ``text``.
+        exchanges: prompts and answers of this user.
         profile: ``""`` without one.
     """
 
@@ -109,9 +109,7 @@ def view_of(
         table: vectors of the items of ``data``.
         config: of the stage augment, for the representatives.
         trace: what became of each proposal, of this user at least.
-        exchanges: prompts and answers of this user.
-        profile: ``""`` without one.
-        user: token.
+        exchanges: as in `UserView`, and so are the others.
 
     Raises: DataError if there is no such user, or if the augmented data are of other rows.
     """
