@@ -165,7 +165,8 @@ def experiment_folders(settings: Settings) -> list[Path]:
 def _table_files(folder: Path) -> list[Path]:
     """The JSON files of a folder that hold tables of results."""
     paths = sorted(folder.glob("*.json"), key=lambda path: path.stem)  # a table before the same of other candidates
-    return [path for path in paths if {"columns", "rows", "title"} <= set(read_json(path))]
+    found = {path: read_json(path) for path in paths}
+    return [path for path, one in found.items() if isinstance(one, dict) and {"columns", "rows", "title"} <= set(one)]
 
 
 def _experiment(folder: Path) -> Section:
@@ -228,14 +229,11 @@ def _reproduce(runs: Sequence[Run]) -> Iterator[Listing | str]:
             yield Listing(f"Command of {names}", command, opened=True)
         elif command is None:
             yield f"{names}: trained before runs kept their command; all settings stand above."
-    listings = {
-        "Keys given, those of files included (as a file: --config_files)": lambda run: run.result.get("given"),
-        "Settings of the stages before training": lambda run: {
-            stage: one["config"] for stage, one in run.made_with.items()
-        },
-    }
-    for title, what in listings.items():
-        for values, names in _told_of(runs, what):
+    given = _told_of(runs, lambda run: run.result.get("given") if "command" in run.result else None)
+    made = _told_of(runs, lambda run: {stage: one["config"] for stage, one in run.made_with.items()})
+    titles = ["Keys given, those of files included (as a file: --config_files)", "Settings of the stages before training"]
+    for title, told in zip(titles, (given, made), strict=True):
+        for values, names in told:
             if values:
                 yield Listing(f"{title}: {names}", yaml.safe_dump(values, allow_unicode=True, sort_keys=False))
 

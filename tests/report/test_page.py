@@ -411,6 +411,7 @@ def test_an_experiments_folder_of_another_data_set_is_left_alone(tmp_path):
     for name in ("tiny-experiments/one", "tiny-more-experiments/one", "tiny-tuning-0123abcd", "tiny-01234567/x"):
         table.save(tmp_path / name)
     (tmp_path / "tiny-experiments/empty").mkdir()
+    (tmp_path / "tiny-experiments/empty/list.json").write_text('[{"columns": 1}]')
     settings = load_settings("tiny", [], {"runs_path": str(tmp_path)})
     found = [path.relative_to(tmp_path).as_posix() for path in page.experiment_folders(settings)]
     assert found == ["tiny-experiments/one", "tiny-tuning-0123abcd"]
