@@ -231,8 +231,8 @@ def _reproduce(runs: Sequence[Run]) -> Iterator[Listing | str]:
             yield f"{names}: trained before runs kept their command; all settings stand above."
     given = _told_of(runs, lambda run: run.result.get("given") if "command" in run.result else None)
     made = _told_of(runs, lambda run: {stage: one["config"] for stage, one in run.made_with.items()})
-    titles = ["Keys given, those of files included (as a file: --config_files)", "Settings of the stages before training"]
-    for title, told in zip(titles, (given, made), strict=True):
+    keys = "Keys given, those of files included (as a file: --config_files)"
+    for title, told in ((keys, given), ("Settings of the stages before training", made)):
         for values, names in told:
             if values:
                 yield Listing(f"{title}: {names}", yaml.safe_dump(values, allow_unicode=True, sort_keys=False))
