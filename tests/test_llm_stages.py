@@ -92,7 +92,7 @@ def test_the_whole_run_asks_each_question_once_and_a_second_one_asks_nothing(pla
     printed = capsys.readouterr().out
     assert "LLM: items written by writer, profiles by writer, texts embedded by vectors" in printed
     report = next(place.glob("runs/*/report.md")).read_text(encoding="utf-8")
-    assert "## Asked of models" in report and "no LLM was called" not in report
+    assert "| augment | answers |" in report and "no LLM was called" not in report
     assert "| augment | answers | " in report and " | 0.000194 |" in report and " | 0.000477 |" in report
     augment, profile = counts("augment"), counts("profile")
     assert augment["inserted"] > 5 and augment["failed"] == profile["failed"] == {}

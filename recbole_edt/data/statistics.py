@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime, timezone
 from typing import Any
 
@@ -10,58 +10,6 @@ import numpy as np
 
 from recbole_edt.data.split import domain_ratio, training_rows
 from recbole_edt.data.two_domains import TwoDomainData, keep_rows
-
-# ---- figures ----------------------------------------------------------------------------------------------------
-
-
-def card(data: TwoDomainData) -> dict[str, int | float]:
-    """The figures by which a data set is known; generated rows and virtual items do not count.
-
-    The mean domain ratio is over users, each on the training rows.
-    """
-    raw = keep_rows(data, ~data.generated)
-    in_b = raw.item_domain[raw.item] == 1
-    in_both = np.intersect1d(raw.user[in_b], raw.user[~in_b])
-    n_items = np.bincount(data.item_domain[~data.virtual], minlength=2)
-    return {
-        "users": len(data.users),
-        **{f"items_{name}": int(n) for name, n in zip(data.domains, n_items, strict=True)},
-        "interactions": len(raw.user),
-        "mean_length": len(raw.user) / len(data.users),
-        "users_in_both_domains": len(in_both),
-        "mean_domain_ratio": float(domain_ratio(training_rows(raw)).mean()),
-    }
-
-
-def oddities(found: Mapping[str, int | float], domains: Sequence[str]) -> list[str]:
-    """Notes on what keeps a data set, by its `card`, from telling anything of two domains."""
-    notes = [
-        f"note: {name} has {n} items, so that every target is among the first 10 of its domain, whatever the model"
-        for name in domains
-        if (n := found[f"items_{name}"]) <= 10
-    ]
-    if not found["users_in_both_domains"]:
-        notes.append("note: no user acts in both domains, so that nothing is learnt of one from the other")
-    return notes
-
-
-def untitled(data: TwoDomainData) -> str:
-    """How many real items lack a title; empty if none does, or no column holds titles."""
-    if "title" not in data.item_fields:
-        return ""
-    titles = data.item_fields["title"][~data.virtual]
-    n = int((titles == "").sum())
-    return f"{n:,} of {len(titles):,} items without a title" if n else ""
-
-
-def listed(figures: Mapping[str, Any]) -> str:
-    """Figures of a card in one line."""
-    return ", ".join(f"{key.replace('_', ' ')} {number(value)}" for key, value in figures.items())
-
-
-def number(value: Any) -> str:
-    """Three decimals for what is not whole."""
-    return f"{value:.3f}" if isinstance(value, float) else str(value)
 
 N_BINS = 10
 """Tenths of the domain ratio, as in figure 1 of the paper; each has its lower bound, the last also the upper."""
@@ -93,6 +41,57 @@ def statistics(data: TwoDomainData) -> dict[str, Any]:
     }
 
 
+def card(data: TwoDomainData) -> dict[str, int | float]:
+    """The figures by which a data set is known; generated rows and virtual items do not count.
+
+    The mean domain ratio is over users, each on the training rows.
+    """
+    raw = keep_rows(data, ~data.generated)
+    found = statistics(raw)
+    n_items = np.bincount(data.item_domain[~data.virtual], minlength=2)
+    return {
+        "users": found["users"],
+        **{f"items_{name}": int(n) for name, n in zip(data.domains, n_items, strict=True)},
+        **{key: found[key] for key in ("interactions", "mean_length", "users_in_both_domains")},
+        "mean_domain_ratio": float(domain_ratio(training_rows(raw)).mean()),
+    }
+
+
+def oddities(found: Mapping[str, int | float], domains: Sequence[str]) -> list[str]:
+    """Notes on what keeps a data set, by its `card`, from telling anything of two domains."""
+    notes = [
+        f"note: {name} has {n} items, so that every target is among the first 10 of its domain, whatever the model"
+        for name in domains
+        if (n := found[f"items_{name}"]) <= 10
+    ]
+    if not found["users_in_both_domains"]:
+        notes.append("note: no user acts in both domains, so that nothing is learnt of one from the other")
+    return notes
+
+
+def titled(data: TwoDomainData) -> np.ndarray:
+    """Whether each real item has a title; empty if no column holds titles."""
+    titles: Iterable[str] = data.item_fields["title"][~data.virtual] if "title" in data.item_fields else []
+    return np.array([title != "" for title in titles], bool)
+
+
+def untitled(data: TwoDomainData) -> str:
+    """How many real items lack a title; empty if none does, or no column holds titles."""
+    flags = titled(data)
+    n = int((~flags).sum())
+    return f"{n:,} of {len(flags):,} items without a title" if n else ""
+
+
+def listed(figures: Mapping[str, Any]) -> str:
+    """Figures of a card in one line."""
+    return ", ".join(f"{key.replace('_', ' ')} {number(value)}" for key, value in figures.items())
+
+
+def number(value: Any) -> str:
+    """Three decimals for what is not whole."""
+    return f"{value:.3f}" if isinstance(value, float) else str(value)
+
+
 def ratio_histogram(data: TwoDomainData) -> dict[str, Any]:
     """Users by domain ratio (figure 1 of the paper), on training rows; users without any are left out."""
     rows = training_rows(data)
@@ -107,16 +106,22 @@ def bin_names() -> list[str]:
     return [f"{100 * place // N_BINS}-{100 * (place + 1) // N_BINS}" for place in range(N_BINS)]
 
 
-def share_of(flags: np.ndarray, n: int) -> float:
-    return float(flags.sum() / n) if n else 0.0
+def share_of(flags: Sequence[bool] | np.ndarray, n: int) -> float:
+    return float(np.sum(flags) / n) if n else 0.0
+
+
+def tied(data: TwoDomainData) -> tuple[np.ndarray, np.ndarray]:
+    """``[rows - 1]`` each: whether a row and the next are of one user, and whether they have one time, too."""
+    same_user = data.user[1:] == data.user[:-1]
+    return same_user, same_user & (data.time[1:] == data.time[:-1])
 
 
 def time_span(data: TwoDomainData) -> dict[str, Any]:
     """First and last time, as days where they can be seconds since 1970, and how many share theirs."""
-    same = (data.user[1:] == data.user[:-1]) & (data.time[1:] == data.time[:-1])
-    tied = np.append(same, False) | np.append(False, same)
+    same = tied(data)[1]
+    share = float((np.append(same, False) | np.append(False, same)).mean())
     first, last = (float(of(data.time)) for of in (np.min, np.max))
-    return {"first": _as_day(first, last), "last": _as_day(last, last), "share_tied": float(tied.mean())}
+    return {"first": _as_day(first, last), "last": _as_day(last, last), "share_tied": share}
 
 
 def _as_day(time: float, last: float) -> str:

@@ -41,14 +41,14 @@ def check_comparable(tables: Sequence[pd.DataFrame]) -> None:
             raise DataError(f"rank tables differ in the targets of {n} users; evaluate both on one split")
 
 
-def compare(
-    ranks_a: pd.DataFrame, ranks_b: pd.DataFrame, metric: str = "ndcg@10", seed: int = 42
+def compare_seeds(
+    seeds_a: Sequence[pd.DataFrame], seeds_b: Sequence[pd.DataFrame], metric: str = "ndcg@10", seed: int = 42
 ) -> dict[str, Any]:
-    """Compare two models user by user.
+    """Compare two models user by user, by each user's mean over trainings.
 
     Args:
-        ranks_a: rank table of the one model.
-        ranks_b: rank table of the other, on the same targets and candidates.
+        seeds_a: rank tables of the one model, one per seed.
+        seeds_b: of the other, on the same targets and candidates, with the same seeds in the same order.
         metric: such as ``ndcg@10``.
         seed: of the bootstrap.
 
@@ -57,21 +57,15 @@ def compare(
         difference are left out).
     Raises: DataError if the tables cannot be compared, ConfigError for an unknown metric.
     """
-    return compare_seeds([ranks_a], [ranks_b], metric, seed)
-
-
-def compare_seeds(
-    seeds_a: Sequence[pd.DataFrame], seeds_b: Sequence[pd.DataFrame], metric: str = "ndcg@10", seed: int = 42
-) -> dict[str, Any]:
-    """As ``compare``, of each user's mean over several trainings, the tables of one seed at one place in both."""
     for pair in zip(seeds_a, seeds_b, strict=True):
         check_comparable(pair)
     a, b = (np.mean([values_by_user(ranks, metric) for ranks in seeds], axis=0) for seeds in (seeds_a, seeds_b))
     # Equal differences must tie in the test, whatever their rounding.
     difference = np.round(a - b, 12)
     low, high = bootstrap_interval(difference, seed)
+    p = float(stats.wilcoxon(difference).pvalue) if difference.any() else 1.0
     means = {"mean_a": float(a.mean()), "mean_b": float(b.mean()), "difference": float((a - b).mean())}
-    return {"metric": metric, "users": len(a), **means, "low": low, "high": high, "p": _wilcoxon(difference)}
+    return {"metric": metric, "users": len(a), **means, "low": low, "high": high, "p": p}
 
 
 def bootstrap_interval(differences: np.ndarray, seed: int, level: float = 0.95) -> tuple[float, float]:
@@ -97,25 +91,22 @@ def holm(pvalues: Sequence[float]) -> np.ndarray:
     return np.minimum(corrected, 1)
 
 
-def paired_tests(
-    runs: Sequence[ModelResult], reference: str, metric: str = "ndcg@10", seed: int = 42
+def paired_tests_over_seeds(
+    runs: Mapping[str, Sequence[ModelResult]], reference: str, metric: str = "ndcg@10", seed: int = 42
 ) -> pd.DataFrame:
     """Compare one model with every other, for all users and for each domain, Holm-corrected as one family.
+
+    Args:
+        runs: by model a run per seed, the same seeds in the same order.
+        reference: name of the one.
+        metric: such as ``ndcg@10``.
+        seed: of the bootstrap.
 
     Returns: columns ``model`` (the other), ``domain``, ``users``, ``difference`` (reference - other), ``low``,
         ``high``, ``p`` and ``p_holm``.
     Raises: ConfigError if no run has the name ``reference``, DataError if the runs cannot be compared.
     """
-    return paired_tests_over_seeds({name: [run] for name, run in runs_by_name(runs).items()}, reference, metric, seed)
-
-
-def paired_tests_over_seeds(
-    runs: Mapping[str, Sequence[ModelResult]], reference: str, metric: str = "ndcg@10", seed: int = 42
-) -> pd.DataFrame:
-    """As ``paired_tests``, of models that were each trained with the same seeds in the same order."""
-    if reference not in runs:
-        raise ConfigError(f"no model is called {reference!r}; there are {', '.join(runs)}")
-    tables = {name: _by_domain([run.ranks for run in several]) for name, several in runs.items()}
+    tables = _by_domain(runs, reference)
     rows = [
         {"model": name, "domain": domain, **compare_seeds(own, tables[name][domain], metric, seed)}
         for name in runs
@@ -138,14 +129,12 @@ def tests_over_seeds(
         model has a single seed.
     Raises: ConfigError if no run has the name ``reference``.
     """
-    if reference not in runs:
-        raise ConfigError(f"no model is called {reference!r}; there are {', '.join(runs)}")
     means = {
         name: {
             domain: [float(values_by_user(ranks, metric).mean()) for ranks in tables if len(ranks)]
-            for domain, tables in _by_domain([run.ranks for run in several]).items()
+            for domain, tables in parts.items()
         }
-        for name, several in runs.items()
+        for name, parts in _by_domain(runs, reference).items()
     }
     rows = [
         {"model": name, "domain": domain, "seeds": len(own), "p": one_sided(own, means[name][domain])}
@@ -206,13 +195,17 @@ def values_by_user(ranks: pd.DataFrame, metric: str) -> np.ndarray:
     return per_user(ordered["higher"], ordered["tied"], name, k)
 
 
-def _wilcoxon(difference: np.ndarray) -> float:
-    if not difference.any():
-        return 1.0
-    return float(stats.wilcoxon(difference).pvalue)
-
-
-def _by_domain(tables: Sequence[pd.DataFrame]) -> dict[str, list[pd.DataFrame]]:
-    """The rows of all users, and of those of each domain."""
-    parts = {domain: [ranks[ranks["domain"] == domain] for ranks in tables] for domain in domains_of(tables[0])}
-    return {OVERALL: list(tables), **parts}
+def _by_domain(
+    runs: Mapping[str, Sequence[ModelResult]], reference: str
+) -> dict[str, dict[str, list[pd.DataFrame]]]:
+    """By model, and by domain after that of all users, a rank table per seed; ConfigError without the reference."""
+    if reference not in runs:
+        raise ConfigError(f"no model is called {reference!r}; there are {', '.join(runs)}")
+    tables = {name: [run.ranks for run in several] for name, several in runs.items()}
+    return {
+        name: {
+            OVERALL: several,
+            **{domain: [ranks[ranks["domain"] == domain] for ranks in several] for domain in domains_of(several[0])},
+        }
+        for name, several in tables.items()
+    }

@@ -10,7 +10,6 @@ from typing import Any
 
 import pandas as pd
 
-from recbole_edt.config.recbole_config import model_values
 from recbole_edt.config.settings import Settings, topk_of
 from recbole_edt.errors import ConfigError
 from recbole_edt.files import library_versions, write_json, write_text
@@ -19,8 +18,8 @@ from recbole_edt.models.registry import DEFAULT
 from recbole_edt.pipeline import manifest, stages
 from recbole_edt.pipeline.model_access import LiveWriter
 from recbole_edt.recommend import histories, recommender
-from recbole_edt.render.tables import ResultTable, escape_markdown
-from recbole_edt.report import curves, result_tables
+from recbole_edt.report import page, result_tables
+from recbole_edt.report.runs import read_runs
 from recbole_edt.train import comparison, run, run_files
 
 
@@ -78,18 +77,10 @@ def compare(settings: Settings, say: stages.Say) -> None:
     result_tables.print_table(results, title, note)
     folder = experiment.folder
     result_tables.write_metrics(results, folder, topk_of(settings))
-    curves.plot_curves(results, folder / "curves.png")
-    text = result_tables.markdown_report(
-        results,
-        title,
-        note,
-        reference=DEFAULT if DEFAULT in settings.models else None,
-        settings={name: model_values(settings, name) for name in settings.models},
-        versions=library_versions(),
-        reproduce=settings.command,
-        figure="curves.png",
-    )
-    write_text(folder / "report.md", text + _data_section(settings))
+    runs = read_runs([run.run_directory(experiment, name) for name in settings.models], settings.models)
+    reference = DEFAULT if DEFAULT in settings.models else None
+    report = page.contents(runs, reference, settings, [], folder, title)
+    write_text(folder / "report.md", report.markdown(folder))
     shared = {"split_hash": experiment.split_hash, "candidates": settings.candidates}
     write_json(folder / "comparison.json", {**shared, "models": settings.models, "versions": library_versions()})
     say(f"report: {folder / 'report.md'}")
@@ -134,19 +125,6 @@ def _recommended(run_dir: Path, settings: Settings) -> Iterator[pd.DataFrame]:
 def title_of(experiment: comparison.Experiment) -> str:
     """Data set, split and part, as a heading."""
     return f"{experiment.settings.dataset}, leave-one-out (split {experiment.split_hash[:8]}), test targets"
-
-
-def _data_section(settings: Settings) -> str:
-    """The data card, what augmentation did, and what an LLM was asked, for the report."""
-    sections = {
-        "Data and augmentation": manifest.data_parts(settings),
-        "Asked of models": manifest.cost_parts(settings),
-    }
-    blocks = []
-    for title, parts in sections.items():
-        shown = [part.markdown() if isinstance(part, ResultTable) else escape_markdown(part) for part in parts]
-        blocks += [f"## {title}", *shown]
-    return "\n" + "\n\n".join(blocks) + "\n"
 
 
 STAGES: dict[str, Callable[[Settings, stages.Say], Any]] = {

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+import pandas as pd
 
 from recbole_edt.data import prepare
-from recbole_edt.data.statistics import N_BINS, bin_names, ratio_histogram, share_of, statistics, time_span
+from recbole_edt.data.statistics import bin_names, ratio_histogram, share_of, statistics, time_span, titled
 from recbole_edt.data.two_domains import TwoDomainData, keep_rows
 from recbole_edt.errors import DataError
-from recbole_edt.files import read_json, write_json, write_safely, write_text
+from recbole_edt.files import read_json, write_json, write_text
+from recbole_edt.render import figures as draw
+from recbole_edt.render.sections import Page, Part, Picture, Section
+from recbole_edt.render.tables import Column, ResultTable
 from recbole_edt.text.item_text import item_text
 
 NAMES = {"json": "card.json", "text": "card.md", "figure": "card.png"}
@@ -27,21 +30,19 @@ REASONS = {
     "not_sampled": "of users who were not drawn (prepare.sample_users)",
 }
 """Why rows were dropped, in the order in which that happens."""
-_BEFORE, _AFTER = "#0072B2", "#D55E00"
 
 
 def figures(data: TwoDomainData, augmented: TwoDomainData | None = None) -> dict[str, Any]:
     """Everything that the card says of the data themselves, before and, where it has happened, after augmentation."""
     texts = item_text(data.item_fields[~data.virtual])
-    titles: Any = data.item_fields["title"][~data.virtual] if "title" in data.item_fields else []
     parts = {"before": keep_rows(data, ~data.generated), **({"after": augmented} if augmented is not None else {})}
     return {
         "name": data.name,
         "domains": list(data.domains),
         "statistics": {when: statistics(part) for when, part in parts.items()},
         "domain_ratio": {when: ratio_histogram(part) for when, part in parts.items()},
-        "items_with_title": share_of(np.array([title != "" for title in titles]), len(texts)),
-        "items_with_text": share_of(np.array([text != "" for text in texts]), len(texts)),
+        "items_with_title": share_of(titled(data), len(texts)),
+        "items_with_text": share_of([text != "" for text in texts], len(texts)),
         "time": time_span(parts["before"]),
     }
 
@@ -56,8 +57,12 @@ def write(folder: Path, data: TwoDomainData, augmented: TwoDomainData | None = N
     if "counts" in made:  # else prepare was interrupted
         found["prepare"] = {"counts": made["counts"], "settings": made["config"], "versions": made["versions"]}
     write_json(folder / NAMES["json"], found)
-    write_text(folder / NAMES["text"], markdown(found))
-    plot_ratio(found, folder / NAMES["figure"])
+    write_text(folder / NAMES["text"], page(found, folder).markdown(folder))
+    ratios = {when: part["users_by_tenth"] for when, part in found["domain_ratio"].items()}
+    label = "domain ratio r of a user's training interactions (%)"
+    figure = draw.histogram(pd.DataFrame({label: bin_names(), **ratios}), label, label, "users")
+    figure.axes[0].set_title(draw.plain(found["name"]))
+    draw.save(figure, folder / NAMES["figure"], ("png",))
 
 
 def recorded(folder: Path) -> dict[str, Any]:
@@ -69,132 +74,69 @@ def recorded(folder: Path) -> dict[str, Any]:
     return found if all((folder / name).is_file() for name in NAMES.values()) else {}
 
 
-def markdown(found: Mapping[str, Any]) -> str:
-    """The card as a page; ``found`` is what ``card.json`` holds."""
-    sections = [
-        [f"# Data card: {_escaped(found['name'])}"],
-        _statistics_section(found),
-        _ratio_section(found),
-        _content_section(found),
-        *([_dropped_section(found), _inputs_section(found)] if "prepare" in found else []),
+def page(found: Mapping[str, Any], folder: Path = Path()) -> Page:
+    """The card; ``found`` is what ``card.json`` holds, ``folder`` where the figure is."""
+    ratios, time = found["domain_ratio"], found["time"]
+    means = [f"{when} {part['mean']:.3f}" for when, part in ratios.items() if part["mean"] is not None]
+    tenths = zip(bin_names(), *(part["users_by_tenth"] for part in ratios.values()), strict=True)
+    users = ["r (%)", *(Column("users", when) for when in ratios)]
+    told = "r = abs(nA - nB) / (nA + nB) of a user's training interactions: 0 balanced, 100 % one domain only."
+    content = [
+        ("items with a title", f"{found['items_with_title']:.1%}"),
+        ("items with any text", f"{found['items_with_text']:.1%}"),
+        ("time", f"{time['first']} to {time['last']}"),
+        ("interactions whose user has another one at the same time", f"{time['share_tied']:.1%}"),
     ]
-    return "\n\n".join("\n".join(lines) for lines in sections if lines) + "\n"
+    picture = Picture(folder / Path(NAMES["figure"]).stem, "users by domain ratio")
+    sections = [
+        Section("Users, items, interactions", list(_counts(found))),
+        Section("Domain ratio", [told, ResultTable("ratio", "Domain ratio", users, list(tenths)), picture]),
+        Section("Content", [ResultTable("content", "Content", ["what", "value"], content)]),
+    ]
+    if means:
+        sections[1] = Section("Domain ratio", [*sections[1].parts, f"Mean: {', '.join(means)}."])
+    if "prepare" in found:
+        sections.append(Section("What was dropped", [_dropped(found)]))
+        sections.append(Section("Raw files", list(_inputs(found["prepare"]["settings"].get("inputs") or []))))
+    return Page(f"Data card: {found['name']}", [], sections)
 
 
-def plot_ratio(found: Mapping[str, Any], path: Path) -> None:
-    """Users by domain ratio as bars, before and after augmentation side by side (figure 1 of the paper)."""
-    from matplotlib.figure import Figure
-
-    parts = found["domain_ratio"]
-    figure = Figure(figsize=(7, 4), layout="constrained")
-    axes = figure.subplots()
-    width = 0.8 / len(parts)
-    places = np.arange(N_BINS)
-    styles = {"before": (_BEFORE, ""), "after": (_AFTER, "///")}
-    for number, (when, one) in enumerate(parts.items()):
-        colour, hatch = styles[when]
-        where = places + (number - (len(parts) - 1) / 2) * width
-        axes.bar(where, one["users_by_tenth"], width, color=colour, hatch=hatch, edgecolor="white", label=when)
-    axes.set_xticks(places, bin_names())
-    axes.set_xlabel("domain ratio r of a user's training interactions (%)")
-    axes.set_ylabel("users")
-    axes.set_title(found["name"].replace("$", r"\$"))
-    axes.spines[["top", "right"]].set_visible(False)
-    if len(parts) > 1:
-        axes.legend(title="augmentation", frameon=False)
-    with write_safely(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=150)
-
-
-# ---- sections ----------------------------------------------------------------------------------------------------
-
-
-def _statistics_section(found: Mapping[str, Any]) -> list[str]:
+def _counts(found: Mapping[str, Any]) -> Iterator[Part]:
     parts = found["statistics"]
-    head = ["domain"] + [f"{what}, {when}" for when in parts for what in ("users", "items", "interactions")]
+    counted = ("users", "items", "interactions")
+    columns = ["domain", *(Column(what, when) for when in parts for what in counted)]
     rows = [
-        [_escaped(name), *(f"{part['by_domain'][name][what]:,}" for part in parts.values() for what in _COUNTED)]
+        (name, *(part["by_domain"][name][what] for part in parts.values() for what in counted))
         for name in found["domains"]
     ]
-    lines = [
-        f"- {when} augmentation: {part['users']:,} users, {part['users_in_both_domains']:,} of them in both domains; "
-        f"{part['interactions']:,} interactions, {part['mean_length']:.2f} per user"
-        for when, part in parts.items()
-    ]
-    return ["## Users, items, interactions", "", *_table(head, rows), "", *lines]
+    yield ResultTable("counts", "Users, items, interactions", columns, rows)
+    for when, part in parts.items():
+        yield (
+            f"{when} augmentation: {part['users']:,} users, {part['users_in_both_domains']:,} of them in both domains; "
+            f"{part['interactions']:,} interactions, {part['mean_length']:.2f} per user"
+        )
 
 
-_COUNTED = ("users", "items", "interactions")
-
-
-def _ratio_section(found: Mapping[str, Any]) -> list[str]:
-    parts = found["domain_ratio"]
-    rows = [
-        [name, *(f"{part['users_by_tenth'][place]:,}" for part in parts.values())]
-        for place, name in enumerate(bin_names())
-    ]
-    means = [f"{when} {part['mean']:.3f}" for when, part in parts.items() if part["mean"] is not None]
-    return [
-        "## Domain ratio",
-        "",
-        "r = abs(nA - nB) / (nA + nB) of a user's training interactions: 0 balanced, 100 % one domain only.",
-        "",
-        *_table(["r (%)", *(f"users, {when}" for when in parts)], rows),
-        "",
-        f"Mean: {', '.join(means)}. ![users by domain ratio]({NAMES['figure']})",
-    ]
-
-
-def _content_section(found: Mapping[str, Any]) -> list[str]:
-    time = found["time"]
-    return [
-        "## Content",
-        "",
-        f"- items with a title: {found['items_with_title']:.1%}; with any text: {found['items_with_text']:.1%}",
-        f"- time: {time['first']} to {time['last']}",
-        f"- interactions whose user has another one at the same time: {time['share_tied']:.1%}",
-    ]
-
-
-def _dropped_section(found: Mapping[str, Any]) -> list[str]:
+def _dropped(found: Mapping[str, Any]) -> ResultTable:
     counts = found["prepare"]["counts"]
-    dropped = counts.get("dropped")
-    if dropped is None:
-        lines = [f"- {key.replace('_', ' ')}: {n:,}" for key, n in counts.items()]
-        return ["## What was dropped", "", *lines]
-    rows = [[why, f"{dropped[reason]:,}"] for reason, why in REASONS.items() if reason in dropped]
-    rows = [["lines read", f"{counts['rows_read']:,}"], *rows, ["**kept**", f"{counts['rows_kept']:,}"]]
-    lines = [
-        f"- items met in both domains, which count as {_escaped(found['domains'][0])}: {counts['items_in_both']:,}",
-        f"- items without a line in the files of items: {counts['items_without_metadata']:,}",
-    ]
-    return ["## What was dropped", "", *_table(["interactions", "number"], rows), "", *lines]
+    if (dropped := counts.get("dropped")) is None:
+        rows = [(key.replace("_", " "), n) for key, n in counts.items()]
+    else:
+        rows = [("lines read", counts["rows_read"])]
+        rows += [(why, dropped[reason]) for reason, why in REASONS.items() if reason in dropped]
+        rows += [
+            ("kept", counts["rows_kept"]),
+            (f"items met in both domains, which count as {found['domains'][0]}", counts["items_in_both"]),
+            ("items without a line in the files of items", counts["items_without_metadata"]),
+        ]
+    return ResultTable("dropped", "What was dropped", ["interactions", "number"], rows)
 
 
-def _inputs_section(found: Mapping[str, Any]) -> list[str]:
-    inputs = found["prepare"]["settings"].get("inputs")
-    if not inputs:
-        return []
-    rows = [
-        [_escaped(one["file"]), f"{one['bytes']:,}", f"{one['lines']:,}", f"{one['unusable']:,}", f"`{one['sha256']}`"]
-        for one in inputs
-    ]
-    first = [
-        f"- {_escaped(one['file'])}, first unusable: {_escaped(one['first_unusable'])}"
-        for one in inputs
-        if one["unusable"]
-    ]
-    head = ["file", "bytes", "lines", "unusable", "SHA-256"]
-    return ["## Raw files", "", *_table(head, rows), *(["", *first] if first else [])]
-
-
-def _table(head: list[str], rows: list[list[str]]) -> list[str]:
-    rule = "|" + "|".join(["---"] + ["---:"] * (len(head) - 1)) + "|"
-    return [f"| {' | '.join(head)} |", rule, *(f"| {' | '.join(row)} |" for row in rows)]
-
-
-def _escaped(text: str) -> str:
-    """Text of data or files as it may stand in Markdown."""
-    for sign in "\\`*_{}[]<>|#":
-        text = text.replace(sign, f"\\{sign}")
-    return text
+def _inputs(inputs: list[dict[str, Any]]) -> Iterator[Part]:
+    if inputs:
+        keys = {"file": "file", "bytes": "bytes", "lines": "lines", "unusable": "unusable", "sha256": "SHA-256"}
+        rows = [[one[key] for key in keys] for one in inputs]
+        yield ResultTable("inputs", "Raw files", list(keys.values()), rows)
+    for one in inputs:
+        if one["unusable"]:
+            yield f"{one['file']}, first unusable: {one['first_unusable']}"

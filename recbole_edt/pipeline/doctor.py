@@ -99,8 +99,7 @@ def _data(settings: Settings, say: Say) -> str | None:
     except EDTError as error:
         return str(error)
     n_rows = np.diff(data.offsets)
-    same_user = data.user[1:] == data.user[:-1]
-    ties = same_user & (data.time[1:] == data.time[:-1])
+    same_user, ties = statistics.tied(data)
     marks = split.leave_one_out(data)
     texts = item_text.item_text(data.item_fields)
     silent = len(data.items) - len(np.unique(data.item))

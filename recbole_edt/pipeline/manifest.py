@@ -15,6 +15,9 @@ from recbole_edt.pipeline import stages
 from recbole_edt.render.tables import Column, ResultTable
 from recbole_edt.text import embedders
 
+STAGES = ("prepare", "embed", "augment", "profile")
+"""Those before training."""
+
 
 def data_parts(settings: Settings) -> Iterator[ResultTable | str]:
     """For a report: figures of the data set and of augmentation, or why there are none."""
@@ -24,28 +27,29 @@ def data_parts(settings: Settings) -> Iterator[ResultTable | str]:
         yield f"The data set is not at hand: {error}"
         return
     rows |= augment_figures(settings)
-    named = [(key.replace("_", " "), _rounded(value)) for key, value in rows.items()]
+    named = [
+        (key.replace("_", " "), round(value, 3) if isinstance(value, float) else value) for key, value in rows.items()
+    ]
     yield ResultTable("data", "Data", ["figure", "value"], named)
 
 
-def _rounded(value: Any) -> Any:
-    return round(value, 3) if isinstance(value, float) else value
-
-
-def cost_parts(settings: Settings, made: Mapping[str, Any] | None = None) -> Iterator[ResultTable | str]:
+def cost_parts(settings: Settings, counts: Mapping[str, Any]) -> Iterator[ResultTable | str]:
     """For a report: calls, tokens and cost of each stage that asked a model, beside the paper's.
 
     Args:
-        made: what a run's data were made with; none is what they are made with now.
+        counts: by stage what `made_with` notes of it.
     """
-    made = made_with(settings) if made is None else made
-    counts = {stage: one["counts"] for stage, one in made.items()}
     asked = [(stage, kind, used) for stage, one in counts.items() for kind, used in one.get("used", {}).items()]
     if not asked:
         known = "No language model was called, so nothing was paid."
-        yield known if "augment" in made else "It is not known whether a language model was called."
+        yield known if "augment" in counts else "It is not known whether a language model was called."
         return
-    n_users = max(one.get("users", 0) for one in counts.values()) or _n_users(settings)
+    n_users = max(one.get("users", 0) for one in counts.values())
+    if not n_users:
+        try:
+            n_users = len(stages.read(settings).users)
+        except DataError:
+            n_users = 0  # the data set is not at hand
     headings = ["cost (US $)", "cost per user (US $)", "paper (US $ per user)"]
     columns = ["stage", "of", "calls", "tokens in", "tokens out", *(Column(name, decimals=6) for name in headings)]
     rows = []
@@ -57,14 +61,6 @@ def cost_parts(settings: Settings, made: Mapping[str, Any] | None = None) -> Ite
     failed = [f"{stage}: {statistics.listed(one['failed'])}" for stage, one in counts.items() if one.get("failed")]
     note = "n/a: the model's price is not known (key llm.prices), or the paper gives none"
     yield ResultTable("cost", "Cost", columns, rows, "; failed in ".join([note, *failed]))
-
-
-def _n_users(settings: Settings) -> int:
-    """Users of the data set; 0 where it is not at hand."""
-    try:
-        return len(stages.read(settings).users)
-    except DataError:
-        return 0
 
 
 def stage_counts(settings: Settings) -> dict[str, dict[str, Any]]:

@@ -124,27 +124,29 @@ def plain(text: str) -> str:
     return " " * text.startswith("_") + text.replace("$", r"\$")
 
 
-def save(figure: Any, path: Path) -> None:
+def save(figure: Any, path: Path, forms: Sequence[str] = ("png", "pdf")) -> None:
     """Write ``path`` as PNG, and beside it as PDF, each whole or not at all.
 
     Args:
         figure: matplotlib's.
         path: with the ending ``.png``, or without one.
+        forms: which of both.
     """
     import matplotlib
 
     stem = path.name.removesuffix(".png")
     with matplotlib.rc_context(_LOOK):
-        for suffix, options in (("png", {"dpi": 150}), ("pdf", {"metadata": {"CreationDate": None}})):
-            with write_safely(path.with_name(f"{stem}.{suffix}")) as temporary:
-                figure.savefig(temporary, format=suffix, **options)
+        for form in forms:
+            options: Any = {"png": {"dpi": 150}, "pdf": {"metadata": {"CreationDate": None}}}[form]
+            with write_safely(path.with_name(f"{stem}.{form}")) as temporary:
+                figure.savefig(temporary, format=form, **options)
 
 
 def bars(drawn: pd.DataFrame, label: str, value: str, series: str, y: str) -> Any:
-    """Bars side by side, with standard deviations where there are any.
+    """Bars side by side, with standard deviations or intervals where there are any.
 
     Args:
-        drawn: a row per bar; ``deviation`` may be NaN.
+        drawn: a row per bar; ``deviation``, or ``low`` and ``high``, may be NaN.
         label: column of the groups of bars, along the x axis.
         value: column of the heights.
         series: column that colours and hatches tell apart.
@@ -157,13 +159,18 @@ def bars(drawn: pd.DataFrame, label: str, value: str, series: str, y: str) -> An
         part = drawn[drawn[series] == name].set_index(label).reindex(labels)
         x = np.arange(len(labels)) + (number - (len(names) - 1) / 2) * width
         axes.bar(x, part[value], width, label=plain(str(name)), **bar(number))
-        if "deviation" in part and part["deviation"].notna().any():
-            axes.errorbar(x, part[value], part["deviation"], fmt="none", ecolor="black", elinewidth=1, capsize=2)
+        ends = None
+        if "low" in part:
+            ends = np.abs(part[["low", "high"]].sub(part[value], axis=0).to_numpy().T)
+        elif "deviation" in part and part["deviation"].notna().any():
+            ends = part["deviation"]
+        if ends is not None:
+            axes.errorbar(x, part[value], ends, fmt="none", ecolor="black", elinewidth=1, capsize=2)
     turned = {"rotation": 30, "ha": "right"} if max(map(len, map(str, labels))) * len(labels) > 50 else {}
     axes.set_xticks(np.arange(len(labels)), [plain(str(one)) for one in labels], **turned)
     axes.grid(False, axis="x")
     label_axes(axes, label, y)
-    legend(axes, series)
+    legend_below(figure, axes, series)
     return figure
 
 
@@ -191,8 +198,8 @@ def curves(drawn: pd.DataFrame, x: str, panels: str, y: str) -> Any:
 
 
 def histogram(drawn: pd.DataFrame, label: str, x: str, y: str) -> Any:
-    """Counts before and after, side by side: ``drawn`` has the columns ``label``, ``before`` and ``after``."""
-    long = drawn.melt(id_vars=[label], value_vars=["before", "after"], var_name="augmentation", value_name="users")
+    """Counts before and after, side by side: ``drawn`` has the columns ``label``, ``before`` and perhaps ``after``."""
+    long = drawn.melt(id_vars=[label], var_name="augmentation", value_name="users")
     figure = bars(long, label, "users", "augmentation", y)
     figure.axes[0].set_xlabel(x)
     return figure

@@ -1,6 +1,7 @@
-"""One table of results, kept as values: to and from JSON, and shown as Markdown, CSV or LaTeX (booktabs).
+"""One table, kept as values: to and from JSON, and shown as Markdown, CSV or LaTeX (booktabs).
 
-Names and texts in it may come from data and are never trusted: each form escapes what it would obey.
+Names and texts in it may come from data or from a language model and are never trusted: each form escapes what it
+would obey.
 """
 
 from __future__ import annotations
@@ -12,22 +13,24 @@ import json
 import math
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
+from pydantic import BaseModel, ValidationError
 
+from recbole_edt.cleaning import harmless
 from recbole_edt.errors import DataError
 from recbole_edt.files import read_json, write_text
 
 Value: TypeAlias = "str | int | float | bool | None | tuple[float | None, float | None]"
 """A cell: text, a number, nothing, or a pair (mean and deviation, or the two ends of an interval)."""
 
-FORMS = ("plain", "signed", "p", "percent")
 PAIRS = {"deviation": ("{} ± {}", ("", " deviation")), "interval": ("{} to {}", (" low", " high"))}
 """How a pair is shown, and what its two columns of CSV are called."""
 MISSING = "n/a"
+BestOf: TypeAlias = Literal["column", "row"]
 
 _LATEX = {
     "\\": r"\textbackslash{}",
@@ -65,22 +68,17 @@ class Column:
         group: heading over several neighbours with the same group, such as the domain.
         decimals: of numbers; None shows whole numbers with commas between thousands.
         best: ``max`` or ``min`` marks the best value in bold, ``""`` none.
-        form: ``plain``, ``signed`` (+0.01), ``percent`` (of a share) or ``p`` (``< 0.0001`` below what is shown).
+        form: ``plain``, ``signed`` (+0.01), ``percent`` (of a share), ``p`` (``< 0.0001`` below what is shown); on a
+            page ``share`` draws a bar of a number between 0 and 1, and ``tag`` an oval round a word.
         pair: ``deviation`` or ``interval`` where the values are pairs.
     """
 
     name: str
     group: str = ""
     decimals: int | None = None
-    best: str = ""
-    form: str = "plain"
-    pair: str = ""
-
-    def __post_init__(self) -> None:
-        choices = {"best": ("", "max", "min"), "form": FORMS, "pair": ("", *PAIRS)}
-        for key, known in choices.items():
-            if getattr(self, key) not in known:
-                raise ValueError(f"column {self.name}: {key} {getattr(self, key)!r} is not one of {known}")
+    best: Literal["", "max", "min"] = ""
+    form: Literal["plain", "signed", "p", "percent", "share", "tag"] = "plain"
+    pair: Literal["", "deviation", "interval"] = ""
 
     @property
     def heading(self) -> str:
@@ -100,6 +98,7 @@ class ResultTable:
         note: what a reader must know to read it right.
         command: what makes it again.
         best_of: ``column`` marks the best down each column, ``row`` the best along each row.
+        tones: what a page or terminal tells by colour: a word per row, ``good``, ``pale`` or ``""``; not kept in files.
     """
 
     name: str
@@ -108,7 +107,8 @@ class ResultTable:
     rows: Sequence[Sequence[Any]]
     note: str = ""
     command: str = ""
-    best_of: str = "column"
+    best_of: BestOf = "column"
+    tones: Sequence[str] = ()
 
     def __post_init__(self) -> None:
         columns = tuple(Column(one) if isinstance(one, str) else one for one in self.columns)
@@ -116,8 +116,6 @@ class ResultTable:
         object.__setattr__(self, "rows", tuple(tuple(map(_plain, row)) for row in self.rows))
         if uneven := [place for place, row in enumerate(self.rows, 1) if len(row) != len(columns)]:
             raise ValueError(f"table {self.name}: row {uneven[0]} has not {len(columns)} values")
-        if self.best_of not in ("column", "row"):
-            raise ValueError(f"table {self.name}: best_of {self.best_of!r} is not column or row")
 
     def shown(self) -> list[list[str]]:
         """The cells as texts."""
@@ -141,7 +139,8 @@ class ResultTable:
 
     def to_json(self) -> str:
         """Everything, to be read again by `from_json`."""
-        return json.dumps(asdict(self), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+        kept = {key: value for key, value in asdict(self).items() if key != "tones"}
+        return json.dumps(kept, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
 
     @classmethod
     def from_json(cls, text: str, where: str = "table") -> ResultTable:
@@ -150,34 +149,29 @@ class ResultTable:
         Raises: DataError naming ``where`` if the text is no such table.
         """
         try:
-            return cls._of(json.loads(text))
-        except (ValueError, TypeError, KeyError, RecursionError) as error:
-            raise DataError(f"{where}: no table of results ({error}); make it again or delete it") from None
-
-    @classmethod
-    def _of(cls, values: Any) -> ResultTable:
-        if not isinstance(values, dict):
-            raise ValueError("no mapping")
-        if unknown := sorted(set(values) - {f.name for f in fields(cls)}):
-            raise ValueError(f"unknown key {unknown[0]!r}")
-        texts = {f: values.get(f, "") for f in ("name", "title", "note", "command")}
-        if wrong := [key for key, text in texts.items() if not isinstance(text, str)]:
-            raise ValueError(f"{wrong[0]} is no text")
-        columns = tuple(_column(**column) for column in values["columns"])
-        rows = tuple(tuple(_checked(value) for value in row) for row in values["rows"])
-        return cls(columns=columns, rows=rows, best_of=values.get("best_of", "column"), **texts)
+            stored = _Stored.model_validate_json(text)
+            return cls(**{key: getattr(stored, key) for key in _Stored.model_fields})
+        except ValidationError as error:
+            found = (("".join(f"{one}." for one in fault["loc"])[:-1], fault["msg"]) for fault in error.errors())
+            problem = "; ".join(dict.fromkeys(f"{place}: {why}".removeprefix(": ") for place, why in found))
+        except ValueError as error:
+            problem = str(error)
+        raise DataError(f"{where}: no table of results ({problem}); make it again or delete it")
 
     def markdown(self) -> str:
         """A Markdown table with its note below; the title is left to the page."""
-        rows = _marked(self, escape_markdown, "**{}**")
-        text = markdown_table([escape_markdown(column.heading) for column in self.columns], rows)
+        headings = [escape_markdown(column.heading) for column in self.columns]
+        lines = [headings, ["---"] * len(headings), *_marked(self, escape_markdown, "**{}**")]
+        text = "\n".join("| " + " | ".join(line) + " |" for line in lines)
         return text + (f"\n\n{escape_markdown(self.note)}" if self.note else "")
 
     def csv(self) -> str:
         """Unrounded values; a pair takes two columns."""
         file = io.StringIO()
         writer = csv.writer(file, lineterminator="\n")
-        writer.writerow([heading for column in self.columns for heading in _csv_headings(column)])
+        endings = [PAIRS[column.pair][1] if column.pair else ("",) for column in self.columns]
+        named = zip(self.columns, endings, strict=True)
+        writer.writerow([column.heading + ending for column, several in named for ending in several])
         for row in self.rows:
             cells = zip(row, self.columns, strict=True)
             writer.writerow([one for value, column in cells for one in _csv_values(value, column)])
@@ -204,6 +198,18 @@ class ResultTable:
         texts |= {"csv": self.csv(), "tex": self.latex()}
         for suffix, text in texts.items():
             write_text(folder / f"{stem}.{suffix}", text)
+
+
+class _Stored(BaseModel, extra="forbid", strict=True):
+    """What `ResultTable.to_json` wrote."""
+
+    name: str = ""
+    title: str = ""
+    columns: tuple[Column, ...]
+    rows: tuple[tuple[Value, ...], ...]
+    note: str = ""
+    command: str = ""
+    best_of: BestOf = "column"
 
 
 def read(path: Path) -> ResultTable:
@@ -268,28 +274,10 @@ def _number(value: Any) -> Any:
     return float(value) if math.isfinite(value) else None
 
 
-def _checked(value: Any) -> Any:
-    pair = isinstance(value, list) and len(value) == 2
-    for one in value if pair else [value]:
-        if not isinstance(one, (int, float) if pair else (str, int, float)) and one is not None:
-            raise ValueError(f"a cell holds {one!r}")
-    return value
-
-
-def _column(decimals: Any = None, **texts: Any) -> Column:
-    if not all(isinstance(text, str) for text in texts.values()) or not isinstance(decimals, int | None):
-        raise ValueError(f"a column is {texts}")
-    return Column(decimals=decimals, **texts)
-
-
 def _marked(table: ResultTable, escape: Any, bold: str) -> Iterator[list[str]]:
     """Escaped cells, the best of them in bold."""
     for row, best in zip(table.shown(), table.best(), strict=True):
         yield [bold.format(escape(text)) if b else escape(text) for text, b in zip(row, best, strict=True)]
-
-
-def _csv_headings(column: Column) -> list[str]:
-    return [column.heading + ending for ending in PAIRS[column.pair][1]] if column.pair else [column.heading]
 
 
 def _csv_values(value: Value, column: Column) -> list[Any]:
@@ -336,21 +324,15 @@ def _latex_row(cells: Any) -> str:
 
 def escape_latex(text: Any) -> str:
     """Text that LaTeX shows as it is, on one line."""
-    return "".join(_LATEX.get(one, one) for one in " ".join(str(text).split()))
+    return "".join(_LATEX.get(one, one) for one in harmless(" ".join(str(text).split())))
 
 
 def escape_markdown(text: Any) -> str:
     """Text that Markdown shows as it is, on one line."""
-    one_line = " ".join(str(text).split())
+    one_line = harmless(" ".join(str(text).split()))
     return re.sub(r"([\\`*_\[\]|~#])", r"\\\1", html.escape(one_line, quote=False))
-
-
-def markdown_table(headings: Sequence[str], rows: Any) -> str:
-    """Rows of texts that are escaped already."""
-    lines = [headings, ["---"] * len(headings), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 def code(lines: Any) -> str:
     """An indented block of Markdown: unlike a fenced one, no content can end it. Each line keeps its own indent."""
-    return "\n".join("    " + " ".join(str(line).splitlines()).rstrip() for line in lines)
+    return "\n".join("    " + harmless(" ".join(str(line).splitlines())).rstrip() for line in lines)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from recbole_edt.data.two_domains import OVERALL
 from recbole_edt.evaluate import significance
@@ -103,24 +104,14 @@ def _label_axes(upper: Any, lower: Any, metric: str) -> None:
 
 def plot_results(results: Sequence[ModelResult], path: Path, metric: str = METRIC, seed: int = 42) -> None:
     """Bars of a metric by domain and model, each with its bootstrap 95 % interval over users."""
-    domains = [*domains_of(results[0].ranks), OVERALL]
     name, k = significance.parse_metric(metric)
-    figure, axes = figures.new(min(10, max(7, 1.5 + 0.35 * len(domains) * (len(results) + 1))), 4.2)
-    width = 0.8 / len(results)
-    for number, result in enumerate(results):
+    rows = []
+    for result in results:
         values = per_user(result.ranks["higher"], result.ranks["tied"], name, k)
-        parts = [values if one == OVERALL else values[(result.ranks["domain"] == one).to_numpy()] for one in domains]
-        x = np.arange(len(domains)) + (number - (len(results) - 1) / 2) * width
-        axes.bar(x, list(map(_mean, parts)), width, label=figures.plain(result.name), **figures.bar(number))
-        for place, part in zip(x, parts, strict=True):
-            if len(part):
-                axes.plot([place, place], significance.bootstrap_interval(part, seed), color="#333333", linewidth=1.4)
-    axes.set_xticks(range(len(domains)), [figures.plain(domain) for domain in domains])
-    axes.grid(visible=False, axis="x")
-    figures.label_axes(axes, "domain of the held-out item", f"{metric} (0 to 1)")
-    figures.legend_below(figure, axes)
+        for domain in (*domains_of(result.ranks), OVERALL):
+            part = values if domain == OVERALL else values[(result.ranks["domain"] == domain).to_numpy()]
+            low, high = significance.bootstrap_interval(part, seed) if len(part) else (np.nan, np.nan)
+            rows.append((domain, result.name, float(part.mean()) if len(part) else 0.0, low, high))
+    columns = ["domain of the held-out item", "model", metric, "low", "high"]
+    figure = figures.bars(pd.DataFrame(rows, columns=columns), columns[0], metric, "model", f"{metric} (0 to 1)")
     figures.save(figure, path)
-
-
-def _mean(values: np.ndarray) -> float:
-    return float(values.mean()) if len(values) else 0.0

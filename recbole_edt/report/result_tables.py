@@ -19,7 +19,6 @@ from recbole_edt.evaluate.results import EARLY_STOPPING, EPOCH_CAP, ModelResult,
 from recbole_edt.evaluate.significance import (
     RESAMPLES,
     check_comparable,
-    paired_tests,
     paired_tests_over_seeds,
     parse_metric,
     runs_by_name,
@@ -28,7 +27,7 @@ from recbole_edt.evaluate.significance import (
 from recbole_edt.files import write_json, write_safely
 from recbole_edt.render.console import print_result
 from recbole_edt.render.tables import Column, ResultTable, code, escape_markdown
-from recbole_edt.report.curves import CAP_LEGEND, curves_metric
+from recbole_edt.report.curves import CAP_LEGEND
 
 DECIMALS = 4
 MOST = 10
@@ -209,72 +208,14 @@ def variants_report(
     return "\n\n".join([*sections, "## How to reproduce", code(reproduce.splitlines())]) + "\n"
 
 
-# ---- report and figure ---------------------------------------------------------------------------------------
-
-
-def markdown_report(
-    runs: Sequence[ModelResult],
-    title: str,
-    offline: str = "",
-    reference: str | None = None,
-    settings: Mapping[str, Mapping[str, Any]] | None = None,
-    versions: Mapping[str, str] | None = None,
-    reproduce: str = "",
-    figure: str = "",
-    k: int = 10,
-    seed: int = 42,
-) -> str:
-    """The whole comparison as Markdown.
-
-    Args:
-        runs: the models.
-        title: heading.
-        offline: what stood in for a language model.
-        reference: name of the model to test against all others; None leaves the tests out.
-        settings: resolved settings by model.
-        versions: of the libraries.
-        reproduce: the command that gives these numbers.
-        figure: path of the training curves, relative to the report.
-        k: the cut-off of the tables.
-        seed: of the bootstrap.
-    """
-    lines = (what_was_ranked(runs[0].ranks) + ".", offline)
-    sections = [f"# {escape_markdown(title)}", *map(escape_markdown, lines)]
-    for table in report_tables(runs, reference, k, seed):
-        sections += [f"## {escape_markdown(table.title)}", table.markdown()]
-    if figure:
-        sections.append(f"![Validation {curves_metric(runs)} and training loss per epoch]({figure})")
-    for name, values in (settings or {}).items():
-        listed = (f"{key}: {values[key]}" for key in sorted(values))
-        sections += [f"### Settings of {escape_markdown(name)}", code(listed)]
-    if versions:
-        sections += ["## Versions", code(f"{library} {version}" for library, version in versions.items())]
-    if reproduce:
-        sections += ["## How to reproduce", code(reproduce.splitlines())]
-    return "\n\n".join(section for section in sections if section) + "\n"
-
-
-def report_tables(
-    runs: Sequence[ModelResult], reference: str | None = None, k: int = 10, seed: int = 42
-) -> list[ResultTable]:
-    """Results, groups of users, paired tests of ``reference`` with all others (None leaves them out), and models."""
-    metric = f"ndcg@{k}"
-    tables = [results_table(runs, k)]
+def groups_tables(runs: Sequence[ModelResult], metric: str = "ndcg@10") -> list[ResultTable]:
+    """`group_table` to be shown, the best of each row marked; none without groups."""
     groups = group_table(runs, metric)
-    if len(groups):
-        tables.append(groups_table(groups, metric))
-    if reference is not None and len(runs) > 1:
-        named = {name: [run] for name, run in runs_by_name(runs).items()}
-        tables.append(significance_table(paired_tests(runs, reference, metric, seed), reference, metric, named))
-    return [*tables, models_table(runs)]
-
-
-def groups_table(groups: pd.DataFrame, metric: str) -> ResultTable:
-    """`group_table` to be shown, the best of each row marked."""
     models = [Column(str(name), "", DECIMALS, "max") for name in groups.columns[3:]]
     named = groups.assign(group=groups["group"].replace(GROUP_NAMES))
     rows = named.astype({"label": str}).to_numpy(dtype=object).tolist()
-    return ResultTable("groups", f"{metric} by group", ["group", "label", "users", *models], rows, best_of="row")
+    table = ResultTable("groups", f"{metric} by group", ["group", "label", "users", *models], rows, best_of="row")
+    return [table] if rows else []
 
 
 def significance_table(

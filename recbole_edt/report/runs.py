@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -14,6 +15,7 @@ from recbole_edt.errors import DataError
 from recbole_edt.evaluate import significance
 from recbole_edt.evaluate.results import ModelResult
 from recbole_edt.files import read_json
+from recbole_edt.pipeline.manifest import STAGES
 from recbole_edt.train import run_files
 
 _RECBOLES_OWN = ("model", "dataset", "MODEL_TYPE", "MODEL_INPUT_TYPE", "eval_type")
@@ -32,6 +34,17 @@ class Run:
     @property
     def name(self) -> str:
         return self.shown.name
+
+    @property
+    def dataset(self) -> str:
+        """Name of the data set, without what the stage augment puts behind it."""
+        return re.sub(r"-edt(-[0-9a-f]{8})?$", "", self.result["dataset"])
+
+    @property
+    def made_with(self) -> dict[str, Any]:
+        """How the run's data were made, by stage, in their order; empty for a run that has not noted it."""
+        noted = self.result.get("made_with", {})
+        return {name: noted[name] for name in sorted(noted, key=lambda name: STAGES.index(name.partition(" ")[0]))}
 
 
 # ---- runs --------------------------------------------------------------------------------------------------------

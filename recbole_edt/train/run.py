@@ -12,7 +12,6 @@ import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +25,6 @@ from recbole.utils import ModelType, get_model, init_seed
 
 import recbole_edt
 from recbole_edt.config.recbole_config import by_sequence, model_values, recbole_config
-from recbole_edt.config.settings import Settings
 from recbole_edt.data import split
 from recbole_edt.data.split import catalogue_hash
 from recbole_edt.errors import DataError
@@ -247,7 +245,8 @@ def _run(experiment: Experiment, config: Any, name: str, run_dir: Path) -> None:
         "data_path": str(experiment.settings.data_path),
         "domains": experiment.dataset.domain_names,
         "settings": model_values(experiment.settings, name),
-        **_given(experiment.settings, name),
+        "command": experiment.settings.command,
+        "given": experiment.settings.given,
         "made_with": manifest.made_with(experiment.settings),
         "rows": part.training,
         "sees_generated": sees_generated(config),
@@ -265,23 +264,6 @@ def _run(experiment: Experiment, config: Any, name: str, run_dir: Path) -> None:
     }
     write_json(run_dir / "result.json", result)
     _remove_leftovers(run_dir)
-
-
-def _given(settings: Settings, name: str) -> dict[str, Any]:
-    """Every key that a run's folder depends on, as on the command line, for the command that trains it again.
-
-    ``given`` counts for all models, ``given_to_model`` for this one, ``given_to_data`` for a variant's own rows;
-    ``made_from`` is `made_with` of the data that a variant starts from.
-    """
-    own = settings.model_settings.get(name) or {}
-    shared = {key: settings.given[key] for key in ("k_core", "domains") if key in settings.given}
-    found = {key: value for key, value in model_values(settings, name).items() if key not in own}
-    given: dict[str, Any] = {"given": {**shared, **found, **settings.recbole}, "given_to_model": own}
-    if settings.data_variant:
-        data = {"augment": asdict(settings.augment), "profile": asdict(settings.profile)}
-        given["given_to_data"] = {**data, "llm": settings.given.get("llm") or {}}
-        given["made_from"] = manifest.made_with(dataclasses.replace(settings, data_variant=""))
-    return given
 
 
 def _remove_leftovers(run_dir: Path) -> None:

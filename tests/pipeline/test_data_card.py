@@ -11,7 +11,7 @@ from recbole_edt.data import prepare
 from recbole_edt.data.statistics import ratio_histogram, statistics
 from recbole_edt.data.two_domains import TwoDomainData, offsets_of
 from recbole_edt.pipeline import data_card
-from recbole_edt.pipeline.data_card import figures, markdown
+from recbole_edt.pipeline.data_card import figures
 
 # Items 0, 1, 2 are of food, 3 and 4 of kitchen. The last two rows of each user are held out.
 ITEMS = {
@@ -150,15 +150,16 @@ def test_the_card_is_a_page_a_table_and_a_picture(data, augmented, tmp_path):
     for line in (
         "# Data card: mine",
         "| food | 3 | 3 | 9 | 4 | 3 | 10 |",
-        "- before augmentation: 4 users, 3 of them in both domains; 17 interactions, 4.25 per user",
+        "before augmentation: 4 users, 3 of them in both domains; 17 interactions, 4.25 per user",
         "| 90-100 | 1 | 0 |",
-        "- items with a title: 80.0%; with any text: 100.0%",
+        "| items with a title | 80.0% |",
+        "| items with any text | 100.0% |",
         "| lines read | 50 |",
-        "| of rare items or users (prepare.k_core, prepare.min_history) | 30 |",
-        "| **kept** | 17 |",
-        "- items met in both domains, which count as food: 4",
-        r"| food\|1.csv | 1,234 | 51 | 1 | `ab12` |",
-        r"- food\|1.csv, first unusable: line 7: no user\_id: ('\<b\>', '\*')",
+        r"| of rare items or users (prepare.k\_core, prepare.min\_history) | 30 |",
+        "| kept | 17 |",
+        "| items met in both domains, which count as food | 4 |",
+        r"| food\|1.csv | 1,234 | 51 | 1 | ab12 |",
+        r"food\|1.csv, first unusable: line 7: no user\_id: ('&lt;b&gt;', '\*')",
     ):
         assert line in page.splitlines(), line
     found = json.loads((tmp_path / "card.json").read_text())
@@ -169,8 +170,8 @@ def test_the_card_is_a_page_a_table_and_a_picture(data, augmented, tmp_path):
 
 def test_films_tell_what_was_merged(data):
     made = {"counts": {"films_merged": 18, "ratings_kept": 99_683}, "settings": {"source": "ml-100k"}, "versions": {}}
-    page = markdown({**figures(data), "prepare": made})
-    assert "- films merged: 18" in page and "- ratings kept: 99,683" in page
+    page = data_card.page({**figures(data), "prepare": made}).markdown()
+    assert "| films merged | 18 |" in page and "| ratings kept | 99,683 |" in page
 
 
 def test_every_reason_that_prepare_counts_has_words():

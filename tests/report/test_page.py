@@ -7,7 +7,6 @@ import json
 import re
 import shlex
 import shutil
-from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
@@ -15,19 +14,14 @@ import pytest
 import yaml
 from conftest import QUICK, write_tiny
 
-from recbole_edt.cli import parse, run
+from recbole_edt.cli import run
 from recbole_edt.config.settings import load_settings
 from recbole_edt.errors import DataError
-from recbole_edt.experiments import ablation
-from recbole_edt.files import read_yaml
-from recbole_edt.pipeline.manifest import cost_parts, llm_note
-from recbole_edt.pipeline.model_access import llm_identity
+from recbole_edt.pipeline.manifest import cost_parts, llm_note, made_with
 from recbole_edt.render.figures import new, save
 from recbole_edt.render.tables import Column, ResultTable, read
-from recbole_edt.report import page, reproduce
+from recbole_edt.report import page
 from recbole_edt.report.runs import differing_keys, read_runs, runs_over_seeds
-from recbole_edt.train import comparison
-from recbole_edt.train.run import run_directory
 
 OPTIONS = {**QUICK, "epochs": 2, "finetune_epochs": 1}
 TINY = ["--dataset=tiny", *(f"--{key}={value}" for key, value in OPTIONS.items())]
@@ -138,86 +132,60 @@ def test_settings_and_commands_in_markdown_can_be_read_and_run_as_they_stand(pla
         lines = [line[4:] for line in block.splitlines()[2:] if line.startswith("    ")]
         assert yaml.safe_load("\n".join(lines)) == run_.config
         assert isinstance(run_.config["eval_args"], dict)  # a nested key keeps its indent
-    assert "    python run_edt.py train \\\n      --dataset=tiny \\\n" in text
+    shown = f"    {shlex.join(['python', 'run_edt.py', *TINY, '--models=Pop,SASRec,LLMEDT'])}"
+    assert shown in text.splitlines()
 
 
-def test_every_run_has_a_command_that_names_its_own_folder(there):
-    for run_ in read_runs([report_of(there).parent]):
-        assert reproduce.command_of(run_)[0] == "python run_edt.py train"
-        assert folder_named_by(reproduce.command_of(run_)) == run_.folder
-        older = {key: value for key, value in run_.result.items() if not key.startswith("given")}
-        assert folder_named_by(reproduce.command_of(replace(run_, result=older))) == run_.folder
+def commands_in(report: Path) -> list[list[str]]:
+    """The arguments of every command that a report shows."""
+    lines = report.read_text(encoding="utf-8").partition("\n## How to reproduce\n")[2].splitlines()
+    return [shlex.split(line)[2:] for line in lines if line.startswith("    python run_edt.py")]
 
 
-def test_the_data_have_commands_with_the_keys_that_were_given(there):
-    lines = reproduce.data_commands("tiny", reproduce.data_keys(load_settings("tiny")), {"k_core": 2})
-    assert lines[0] == "python run_edt.py prepare --dataset=tiny --k_core=2"
-    assert "python run_edt.py augment --dataset=tiny --k_core=2 --augment.n_clusters=3" in lines
+def test_the_commands_that_a_report_shows_make_the_same_runs_from_the_raw_data_again(place, tmp_path, monkeypatch):
+    commands = commands_in(report_of(place) / "report.md")
+    monkeypatch.chdir(tmp_path)
+    write_tiny(tmp_path / "atomic_files", "tiny")
+    for command in sorted(commands, key=lambda command: command[0] == "train"):  # which reads the data of the others
+        assert run(command) == 0
+    assert [path.name for path in runs_of_all(tmp_path)] == [path.name for path in runs_of(place)]
 
 
-def test_the_data_of_raw_files_have_the_keys_that_make_them_again(workplace):
-    Path("raw").mkdir()
-    lines = [f"u{user},{domain}{(user + 3 * day) % 12},{day}" for user in range(6) for day, domain in enumerate("abab")]
-    for domain in "ab":
-        rows = [line for line in lines if f",{domain}" in line]
-        Path(f"raw/{domain} shop.csv").write_text("\n".join(["who,item_id,timestamp", *rows]) + "\n")
-    files = "{zoo: {interactions: a shop.csv}, park: {interactions: b shop.csv}}"  # the first is domain A
-    given = ["--prepare.source=table", f"--prepare.files={files}", "--prepare.columns={user_id: who}"]
-    assert run(["prepare", "--dataset=shops", *given, "--prepare.after=1970-01-01"]) == 0
-    before = [Path(f"atomic_files/shops/shops.{kind}").read_bytes() for kind in ("inter", "item")]
-    (line,) = reproduce.data_commands("shops", reproduce.data_keys(load_settings("shops")))
-    shutil.rmtree("atomic_files/shops")
-    assert run(shlex.split(line)[2:]) == 0
-    assert [Path(f"atomic_files/shops/shops.{kind}").read_bytes() for kind in ("inter", "item")] == before
+def runs_of_all(place: Path) -> list[Path]:
+    return sorted(path.parent for path in place.glob("runs/*/*/result.json"))
 
 
-def folder_named_by(arguments: list[str]) -> Path:
-    """The folder of the run that a command of a report trains; of an ablation, that of the variant."""
-    stage, values, _ = parse(shlex.split(" ".join(arguments))[2:])
-    dataset = values.pop("dataset")
-    settings = load_settings(dataset, [], {key: read_yaml(value) for key, value in values.items()})
-    if stage == "ablate":
-        *_, (name, keys) = ablation.variants_of(settings).items()
-        settings = ablation.settings_of(settings, name, keys, settings.seeds[0])
-    return run_directory(comparison.open_experiment(settings), settings.model).resolve()
-
-
-def test_commands_have_the_keys_that_undo_the_data_sets_own_file(workplace):
+def test_the_keys_of_files_are_kept_with_the_run_for_the_time_when_the_files_have_changed(workplace):
     Path("dataset_configs").mkdir()
     Path("dataset_configs/tiny.yaml").write_text("augment: {k: 7}\nmodel_settings: {SASRec: {epochs: 3}}\n")
-    options = ["--k_core=2", "--domains=[kitchen, food]", "--augment.k=3", "--model_settings.SASRec.epochs=1"]
-    assert run([*TINY, *options, "--model=SASRec"]) == 0
-    (found,) = read_runs([path.parent for path in Path("runs").glob("tiny-*/*/result.json")])
-    made = reproduce.data_keys(load_settings("tiny"))
-    assert made["augment"] == {"augment.k": 3, "augment.n_clusters": 3}  # 3 is the default, and the file says 7
-    for line in reproduce.data_commands("tiny", made, reproduce.shared_keys(found)):
-        assert "--k_core=2 '--domains=[kitchen, food]'" in line
-    command = reproduce.command_of(found, made["augment"])
-    assert {"--k_core=2", "--augment.k=3", "--model_settings.SASRec.epochs=1"} <= set(command)
-    assert folder_named_by(command) == found.folder
+    assert run([*TINY, "--augment.tau=0.5", "--model=SASRec"]) == 0
+    (folder,) = runs_of_all(workplace)
+    given = json.loads((folder / "result.json").read_text())["given"]
+    assert given["augment"] == {"k": 7, "n_clusters": 3, "tau": 0.5}
+    Path("dataset_configs/tiny.yaml").unlink()
+    Path("keys.yaml").write_text(yaml.safe_dump(given))
+    assert run(["train", "--dataset=tiny", "--config_files=keys.yaml"]) == 0
+    assert runs_of_all(workplace) == [folder]
 
 
-def test_a_variant_with_rows_of_its_own_has_a_command_that_names_its_folder(workplace):
-    flags = [*TINY, "--seeds=1", "--augment.tau=0"]
-    assert run(["ablate", *flags, "--variants={few: {augment.k: 1, alpha: 0.2}}"]) == 0
-    runs = read_runs([path.parent for path in Path("runs").glob("tiny-*/*/result.json")])
-    (few,) = (one for one in runs if reproduce.variant_of(one))
-    data = reproduce.data_keys(load_settings("tiny"))["augment"]
-    assert data["augment.tau"] == 0 and reproduce.command_of(few)[0] == "python run_edt.py ablate"
-    assert [few.result[key]["augment"]["config"]["k"] for key in ("made_from", "made_with")] == [3, 1]
-    for one in runs:
-        assert folder_named_by(reproduce.command_of(one, data)) == one.folder
+def test_a_variant_with_rows_of_its_own_has_the_command_of_its_study_and_says_what_its_data_were_made_with(workplace):
+    flags = ["ablate", *TINY, "--seeds=1", "--augment.tau=0", "--variants={few: {augment.k: 1, alpha: 0.2}}"]
+    assert run(flags) == 0
+    folders = runs_of_all(workplace)
+    assert run(["report", f"--runs={','.join(map(str, folders))}", "--output=out"]) == 0
+    assert commands_in(Path("out/report.md")) == [flags]
+    text = Path("out/report.md").read_text(encoding="utf-8").partition("### Settings of the stages before")[2]
+    assert {line.strip() for line in text.splitlines() if line.startswith("      k: ")} == {"k: 3", "k: 1"}
 
 
-def test_the_data_of_a_language_model_have_its_keys_and_no_hash_of_its_prompts(there, tmp_path):
-    shutil.copytree(there / "atomic_files", tmp_path / "atomic_files")
-    path = tmp_path / "atomic_files/tiny-edt/augment.json"
-    manifest = json.loads(path.read_text())
-    own = load_settings("tiny", [], {"data_path": str(tmp_path / "atomic_files"), "llm.model": "small"})
-    manifest["config"] |= {"generator": "llm", "llm": llm_identity(own)}
-    path.write_text(json.dumps(manifest))
-    wanted = {"augment.generator": "llm", "augment.n_clusters": 3, "llm.model": "small"}
-    assert reproduce.data_keys(own)["augment"] == wanted
+def test_a_run_that_kept_no_command_is_given_none(there, tmp_path):
+    shutil.copytree(runs_of(there)[0], tmp_path / "run")
+    result = json.loads((tmp_path / "run/result.json").read_text())
+    del result["command"]
+    (tmp_path / "run/result.json").write_text(json.dumps(result))
+    assert run(["report", f"--runs={tmp_path}/run", f"--output={tmp_path}/out"]) == 0
+    text = (tmp_path / "out/report.md").read_text(encoding="utf-8")
+    assert "trained before runs kept their command" in text and commands_in(tmp_path / "out/report.md") == []
 
 
 def test_the_embedder_that_is_named_is_that_of_the_data(there, tmp_path, monkeypatch):
@@ -236,7 +204,8 @@ def test_what_a_language_model_cost_stands_beside_what_the_paper_paid(place, tmp
     used = {"calls": 80, "prompt_tokens": 9000, "completion_tokens": 1000, "cost_usd": 0.02}
     manifest["counts"] |= {"users": 40, "used": {"chat": used, "vectors": {**used, "cost_usd": None}}}
     path.write_text(json.dumps(manifest))
-    (table,) = cost_parts(load_settings("tiny", [], {"data_path": str(tmp_path / "atomic_files")}))
+    settings = load_settings("tiny", [], {"data_path": str(tmp_path / "atomic_files")})
+    (table,) = cost_parts(settings, {stage: one["counts"] for stage, one in made_with(settings).items()})
     assert [column.heading for column in table.columns][:3] == ["stage", "of", "calls"]
     assert table.shown() == [
         ["augment", "answers", "80", "9,000", "1,000", "0.020000", "0.000500", "0.000194"],
@@ -288,12 +257,13 @@ def test_runs_say_themselves_how_their_data_were_made(there, tmp_path):
     assert "Pop: offline: no LLM was called; items proposed by co-occurrence" in text
     assert "SASRec: LLM: items written by small, profiles made of telling words" in text
     assert read(tmp_path / "out/tables/cost-1.json").rows[0][:3] == ("augment", "answers", 80)
-    blocks = text.partition("## How to reproduce")[2].split("### ")
-    assert [block.partition("\n")[0] for block in blocks[1:]][:4] == ["Data of SASRec", "SASRec", "Data of Pop", "Pop"]
-    stages = [line.split()[2] for line in blocks[1].splitlines() if "run_edt.py" in line]
-    assert stages == ["prepare", "embed", "augment", "profile"]
-    for block, told in zip(blocks[1:5], (True, True, False, False), strict=True):
-        assert told == ("--augment.k=1" in block) == ("--llm.model=small" in block)
+    blocks = text.split("### Settings of the stages before training: ")[1:]
+    assert [block.partition("\n")[0] for block in blocks] == ["SASRec", "Pop"]
+    for block, told in zip(blocks, (True, False), strict=True):
+        assert list(yaml.safe_load(block.partition("\n\n")[2].partition("## ")[0])) == [
+            "embed", "augment", "profile"
+        ]  # fmt: skip
+        assert told == ("model: small" in block)
 
 
 def test_runs_of_data_that_nobody_noted_are_no_proof_that_no_model_was_called(there, tmp_path):
@@ -303,10 +273,8 @@ def test_runs_of_data_that_nobody_noted_are_no_proof_that_no_model_was_called(th
     settings = load_settings("tiny")
     (tmp_path / "run/result.json").write_text(json.dumps(result))
     runs = read_runs([tmp_path / "run"])
-    assert page._written(runs, settings).startswith("offline: no LLM was called")  # of the files at hand
-    elsewhere = replace(settings, data_path=tmp_path / "gone")
-    assert page._written(runs, elsewhere) == "not known how rows and profiles were made"
-    assert list(page._cost(runs, elsewhere)) == ["It is not known whether a language model was called."]
+    assert page._written(runs, settings) == "not known how rows and profiles were made"
+    assert list(page._cost(runs, settings)) == ["It is not known whether a language model was called."]
 
 
 def test_runs_of_other_candidates_are_refused_and_named(there, tmp_path, capsys):
@@ -409,16 +377,16 @@ def test_of_many_runs_over_seeds_the_first_seed_is_drawn_and_groups_are_tested(t
     many_runs(there, tmp_path, (42, 44))
     drawn = drawn_in(monkeypatch)
     runs = read_runs([tmp_path], ("LLMEDT",))
-    lines, sections = page.contents(runs, runs[1].name, load_settings("tiny"), [], tmp_path / "out")
+    shown = page.contents(runs, runs[1].name, load_settings("tiny"), [], tmp_path / "out")
     assert runs[1].name == "LLMEDT (seed=44)" and len(drawn[0]) == 10
     assert drawn[0][0] == "LLMEDT (seed=42)" and all("seed=42" in name for name in drawn[0])
-    (tests,) = next(section.parts for section in sections if section.title == "Significance")
+    (tests,) = next(section.parts for section in shown.sections if section.title == "Significance")
     assert tests.title == "LLMEDT against the others, ndcg@10, each user's mean over seeds"
     assert len({row[0] for row in tests.rows}) == 9
-    assert lines[-1].startswith("Of 12 groups of seeds, figures and tests show LLMEDT and the 9 others with the ")
+    assert shown.lines[-1].startswith("Of 12 groups of seeds, figures and tests show LLMEDT and the 9 others with the ")
     half = [one for one in runs if one.config["learning_rate"] < 0.06]
-    lines, _ = page.contents(half, None, load_settings("tiny"), [], tmp_path / "out")
-    assert lines[-1].startswith("Of 12 runs, figures show those with the first seed; ") and len(drawn[-1]) == 6
+    shown = page.contents(half, None, load_settings("tiny"), [], tmp_path / "out")
+    assert shown.lines[-1].startswith("Of 12 runs, figures show those with the first seed; ") and len(drawn[-1]) == 6
     assert page._left_out(12, 12, None).startswith("Of 12 runs, figures show the 10 with the highest ndcg@10; ")
     assert page._left_out(10, 10, "LLMEDT") == page._left_out(10, 5, None) == ""
 
@@ -443,6 +411,7 @@ def test_an_experiments_folder_of_another_data_set_is_left_alone(tmp_path):
     for name in ("tiny-experiments/one", "tiny-more-experiments/one", "tiny-tuning-0123abcd", "tiny-01234567/x"):
         table.save(tmp_path / name)
     (tmp_path / "tiny-experiments/empty").mkdir()
+    (tmp_path / "tiny-experiments/empty/list.json").write_text('[{"columns": 1}]')
     settings = load_settings("tiny", [], {"runs_path": str(tmp_path)})
     found = [path.relative_to(tmp_path).as_posix() for path in page.experiment_folders(settings)]
     assert found == ["tiny-experiments/one", "tiny-tuning-0123abcd"]

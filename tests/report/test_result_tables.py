@@ -18,11 +18,11 @@ from recbole_edt.errors import ConfigError, DataError
 from recbole_edt.evaluate import results, significance
 from recbole_edt.evaluate.metrics import per_user
 from recbole_edt.evaluate.results import ModelResult
-from recbole_edt.evaluate.significance import bootstrap_interval, compare, holm, paired_tests
+from recbole_edt.evaluate.significance import bootstrap_interval, compare_seeds, holm
 from recbole_edt.render import figures
 from recbole_edt.report import result_tables
 from recbole_edt.report.curves import _draw_run, curves_metric, plot_curves
-from recbole_edt.report.result_tables import comparison_table, group_table, markdown_report, print_table, write_metrics
+from recbole_edt.report.result_tables import comparison_table, group_table, print_table, write_metrics
 
 
 def ranks(higher, users=None, domains=("film", "book"), split_hash="s", candidates_hash="c", **columns):
@@ -59,6 +59,14 @@ def two_runs():
         ModelResult("SASRec", ranks([0, 0, 50, 50]), epochs(("train", [7.0, 6.0])), results.EPOCH_CAP, 2, 12.3, 1000),
         ModelResult("LLMEDT", ranks([0, 1, 0, 50]), epochs(("pretrain", [0.7, 0.6]), ("finetune", [0.5]))),
     ]
+
+
+def compare(one, other, metric="ndcg@10"):
+    return compare_seeds([one], [other], metric)
+
+
+def paired_tests(runs, reference, metric="ndcg@10"):
+    return significance.paired_tests_over_seeds({run.name: [run] for run in runs}, reference, metric)
 
 
 def printed(runs, width=None, terminal=False, **options):
@@ -120,7 +128,7 @@ def test_a_lone_model_is_not_the_best_and_gets_no_legend():
     text = printed([two_runs()[1]])
     assert "†" not in text
     assert "*" not in text
-    assert "**" not in markdown_report([two_runs()[1]], "toy")
+    assert "**" not in result_tables.results_table([two_runs()[1]]).markdown()
 
 
 def test_a_terminal_gets_bold_and_a_narrow_one_gets_domains_below_each_other():
@@ -286,7 +294,7 @@ def test_groups_have_a_column_per_model():
     assert len(group_table(two_runs())) == 0
 
 
-def test_the_report_holds_results_tests_models_and_how_to_reproduce():
+def test_tables_of_groups_tests_and_models_show_their_values():
     labels = {"popularity": pd.Categorical(["head", "tail", "head", "tail"], ["head", "tail"])}
     runs = [
         ModelResult(
@@ -294,21 +302,15 @@ def test_the_report_holds_results_tests_models_and_how_to_reproduce():
         ),
         ModelResult("LLMEDT", ranks([0, 1, 0, 50], **labels), note="note"),
     ]
-    text = markdown_report(
-        runs, "toy", "generator: offline", "LLMEDT", {"SASRec": {"b": 2, "a": 1}}, {"numpy": "1"}, "edt run", "c.png"
-    )
-    lines = text.splitlines()
-    assert lines[0] == "# toy"
-    assert "generator: offline" in lines
-    assert any(line.startswith("| SASRec† | 0.5000 | 0.5000 | 0.5000 | **0.5000** |") for line in lines)
-    assert any(line.startswith("| popularity of the target | head | 2 | 0.5000 | **1.0000** |") for line in lines)
-    assert any(line.startswith("| SASRec | overall | 4 | +0.1577 |") for line in lines)
-    assert "| SASRec | 9,876 | 1 | 1 | epoch cap | 61.0 |  |" in lines
-    assert "| LLMEDT | 0 | n/a | n/a | early stopping | n/a | note |" in lines
-    assert lines.index("    a: 1") + 1 == lines.index("    b: 2")
-    assert "    numpy 1" in lines
-    assert "    edt run" in lines
-    assert "![Validation ndcg@10 and training loss per epoch](c.png)" in lines
+    (groups,) = result_tables.groups_tables(runs)
+    assert "| popularity of the target | head | 2 | 0.5000 | **1.0000** |" in groups.markdown().splitlines()
+    assert result_tables.groups_tables(two_runs()) == []
+    tests = result_tables.significance_table(paired_tests(runs, "LLMEDT"), "LLMEDT", "ndcg@10", {})
+    assert any(line.startswith("| SASRec | overall | 4 | +0.1577 |") for line in tests.markdown().splitlines())
+    assert result_tables.models_table(runs).markdown().splitlines()[2:] == [
+        "| SASRec | 9,876 | 1 | 1 | epoch cap | 61.0 |  |",
+        "| LLMEDT | 0 | n/a | n/a | early stopping | n/a | note |",
+    ]
 
 
 def test_tests_of_runs_that_were_not_trained_alike_carry_a_note():
@@ -321,28 +323,9 @@ def test_tests_of_runs_that_were_not_trained_alike_carry_a_note():
     one_seed = result_tables.unlike_training({"a": [stopped, stopped], "c": [capped, stopped]})
     assert "(c ended by the epoch cap, others by early stopping)" in one_seed
     assert "(epochs allowed: a 9, d 5)" in result_tables.unlike_training({"a": [stopped], "d": [short]})
-    text = markdown_report(two_runs(), "toy", reference="LLMEDT")
-    assert "NOTE: the runs were not trained alike (SASRec ended by the epoch cap, others by early stopping)" in text
-
-
-def test_every_table_of_the_report_has_rows_as_wide_as_its_head():
-    widths, blocks = [], markdown_report(two_runs(), "toy", reference="LLMEDT").split("\n\n")
-    for block in blocks:
-        if block.startswith("|"):
-            widths.append({line.count("|") for line in block.splitlines()})
-    assert len(widths) == 3
-    assert all(len(width) == 1 for width in widths)
-
-
-def test_names_cannot_break_out_of_the_report():
-    evil = "a|b\n# c <script>alert(1)</script> [x](http://y) `z`"
-    table = ranks([0, 1], domains=(evil, "y"))
-    text = markdown_report([ModelResult(evil, table, note=evil)], evil, evil, settings={evil: {"k": "1\n# no"}})
-    assert "<script" not in text
-    assert "[x](" not in text.replace("\\[x\\](", "")
-    assert sum(line.startswith("# ") for line in text.splitlines()) == 1
-    assert "a|b" not in text
-    assert "<br>" not in text and "\n\\#" not in text
+    runs = {run.name: [run] for run in two_runs()}
+    note = result_tables.significance_table(paired_tests(two_runs(), "LLMEDT"), "LLMEDT", "ndcg@10", runs).note
+    assert "NOTE: the runs were not trained alike (SASRec ended by the epoch cap, others by early stopping)" in note
 
 
 def test_curves_are_drawn_with_phases_names_and_tested_epochs(tmp_path: Path):
@@ -420,7 +403,7 @@ def test_curves_are_of_the_metric_that_chose_the_epochs(tmp_path, monkeypatch):
     plot_curves(runs, tmp_path / "curves.png")
     (figure,) = kept
     assert figure.axes[0].get_ylabel() == "validation mrr@5" and len(figure.axes[0].lines) == 1 == len(figure.legends)
-    assert "Validation mrr@5 and" in result_tables.markdown_report(runs, "t", figure="curves.png")
+    assert curves_metric(runs) == "mrr@5"
     assert curves_metric([*runs, ModelResult("b", ranks([0]), epochs(("train", [0.7])))]) == "ndcg@10"
 
 

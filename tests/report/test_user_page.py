@@ -14,7 +14,9 @@ from recbole_edt.augment.augment import augment
 from recbole_edt.augment.settings import AugmentConfig
 from recbole_edt.cleaning import harmless
 from recbole_edt.errors import DataError
-from recbole_edt.report.user_page import Exchange, html_page, print_view, view_of
+from recbole_edt.render import console, html
+from recbole_edt.report.user_page import page_of
+from recbole_edt.report.user_view import Exchange, view_of
 from recbole_edt.text.item_text import item_text
 
 TITLES = {"f1": "a", "f2": "b", "f3": "bc", "k1": "ab", "k2": "cd"}
@@ -49,8 +51,12 @@ def seen(titles=TITLES, answers=("aab", "AB", "cd"), profile="Likes a.", user="u
 
 def printed(shown):
     file = io.StringIO()
-    print_view(shown, file)
+    console.print_page(page_of(shown), file)
     return file.getvalue()
+
+
+def html_page(shown):
+    return html.page(page_of(shown), sorts=False)
 
 
 class Page(HTMLParser):
@@ -80,10 +86,13 @@ class Page(HTMLParser):
 
 
 TAGS = set(
-    "html head meta title style body main header section h1 h2 p div table thead tbody tr th td span i blockquote "
+    "html head meta title style body main header nav a section h1 h2 h3 p div table thead tbody tr th td span i "
     "details summary pre".split()
 )
-ATTRIBUTES = {"lang", "charset", "http-equiv", "content", "name", "class", "dir", "title", "style"}
+ATTRIBUTES = set(
+    "lang charset http-equiv content name class dir title style id href scope role tabindex open aria-label data-v "
+    "data-missing".split()
+)
 
 
 def check_page(text):
@@ -93,6 +102,8 @@ def check_page(text):
     for tag, name, value in page.attributes:
         assert name != "style" or (tag == "i" and re.fullmatch(r"width:\d+%", value))
         assert name != "class" or re.fullmatch(r"[a-z ]+", value)
+        assert name not in ("id", "href") or re.fullmatch(r"#?[a-z0-9-]+", value)
+        assert name != "href" or value.startswith("#")
     assert not OBEYED.search(text)
     assert text.encode("utf-8")
     return page
@@ -150,10 +161,10 @@ class TestTerminal:
         for part in (
             "User u0 of toy",
             "5 rows, 1 inserted; 6 proposals, 2 prompts",
-            "1*",
+            "● 1",
             "validation",
-            "proposed, food to kitchen",
-            "row 1, f1",
+            "Proposed: food to kitchen",
+            "after row 1: a",
             "own item",
             "u0: food to kitchen: user",
             '- "a"',
@@ -166,7 +177,7 @@ class TestTerminal:
         shown = seen()
         one = shown.trace.iloc[:1].assign(fate="tau", source=shown.domains[0])
         text = printed(replace(shown, trace=one, exchanges=shown.exchanges[:1]))
-        assert "; 1 proposal, 1 prompt\n" in text and "below tau" in text
+        assert re.search("; 1 proposal, 1 prompt *\n", text) and "below tau" in text
 
     def test_a_failure_is_told_by_kind(self):
         text = printed(seen(failure="cut off"))
