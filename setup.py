@@ -45,6 +45,7 @@ setup(
         "pyyaml>=6",
         "orjson>=3.9",  # reads JSON lines faster than the standard library
         "openai>=2,<4",  # the client of every OpenAI-compatible endpoint
+        "pydantic>=2.5",  # checks stored tables when they are read; openai brings it anyway
         "jsonschema>=4.18",  # whether an LLM's answer has the form that was asked for
         "aiolimiter>=1.1",  # requests and tokens per minute
         *(
