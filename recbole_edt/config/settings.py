@@ -74,6 +74,9 @@ class Settings:
     """Of the trainings of ``ablate`` and ``experiment`` (paper: 42, 44, 46)."""
     candidates: str = "domain"
     """Who competes with the target: ``domain``, ``all`` or ``sampled-N`` (the paper: sampled-100)."""
+    seen_items: str = "auto"
+    """Whether a user's own earlier items compete with the target: ``masked`` or ``ranked``; ``auto`` masks them where
+    no training row repeats an earlier (user, item) pair."""
     domains: tuple[str, str] | None = None
     """Names of domain A and B in order; by default in order of the ``.item`` file."""
     k_core: int = 0
@@ -338,6 +341,8 @@ def _check_own(kwargs: dict[str, Any], fault: Fault) -> None:
     candidates = str(kwargs.get("candidates", "domain"))
     if not re.fullmatch(r"domain|all|sampled-[1-9]\d*", candidates):
         fault("candidates", f"candidates: {candidates!r} is not one of domain, all, sampled-N")
+    if (seen := kwargs.get("seen_items", "auto")) not in ("auto", "masked", "ranked"):
+        fault("seen_items", f"seen_items: {seen!r} is not one of auto, masked, ranked")
     domains = kwargs.get("domains")
     if domains is not None:
         if OVERALL in as_list(domains):

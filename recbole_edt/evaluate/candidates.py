@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,6 +19,37 @@ from torch import Tensor
 from recbole_edt.errors import DataError, TooFewItems
 from recbole_edt.files import read_json, sha256_of, write_json, write_safely
 from recbole_edt.models.parts.negatives import RANDOM_RANGE, AllowedItems, check_pools
+
+
+@dataclass(frozen=True)
+class SeenItems:
+    """The items that each user had before the target: on data without repeats the target is never one of them.
+
+    Attributes:
+        offsets: ``[U + 1]``, the items of user ``u`` are ``item[offsets[u]:offsets[u + 1]]``.
+        item: ``[M]`` item ids, each once per user.
+    """
+
+    offsets: Tensor
+    item: Tensor
+
+    @classmethod
+    def build(cls, user: Tensor, item: Tensor, n_users: int) -> SeenItems:
+        """From the ``[M]`` rows of histories, in any order."""
+        pairs = torch.stack([user, item], 1).unique(dim=0)
+        counts = torch.bincount(pairs[:, 0], minlength=n_users)
+        return cls(torch.cat([counts.new_zeros(1), counts.cumsum(0)]), pairs[:, 1])
+
+    def of(self, user: Tensor) -> Tensor:
+        """``[R, K]`` items of each user ``[R]``, 0 where a user has fewer than the one with most."""
+        start, length = self.offsets[user], self.offsets[user + 1] - self.offsets[user]
+        place = torch.arange(int(length.max()), device=user.device)  # [K]
+        inside = place < length.unsqueeze(1)
+        return self.item[(start.unsqueeze(1) + place).where(inside, 0)].where(inside, 0)
+
+    def to(self, device: Any) -> SeenItems:
+        """The same on another device."""
+        return SeenItems(self.offsets.to(device), self.item.to(device))
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ import pandas as pd
 if TYPE_CHECKING:  # saved ranks can be read without torch
     from torch import Tensor
 
-    from recbole_edt.candidates import CandidateTable
+    from recbole_edt.evaluate.candidates import CandidateTable, SeenItems
 
 from recbole_edt.errors import ConfigError, DataError, EDTError
 from recbole_edt.evaluate.metrics import GROUP_LABELS, TOPK, metrics_from_ranks
@@ -22,6 +22,8 @@ from recbole_edt.models.parts.batch_fields import VectorScores
 
 MODES = ("domain", "all", "sampled")
 RANK_COLUMNS = ("user", "item", "domain", "higher", "tied")
+OWN_COLUMNS = ("own_higher", "own_tied")
+"""How many of the user's own earlier items score above and level with the target; see `with_seen_items`."""
 
 # Scores looked at together: few enough to stay in a processor's cache.
 _CHUNK_ELEMENTS = 2**20
@@ -41,6 +43,8 @@ class RankCollector:
         domains: names of the two domains, written into the rank table.
         user_field: name of the user id in the interactions.
         model_name: for messages.
+        seen: what each user had before the target; they are counted apart, in `OWN_COLUMNS`.
+        masked: whether they are no candidates. Among stored negatives there are none.
 
     Raises: ConfigError if the mode is unknown, or is ``sampled`` without candidates.
     """
@@ -54,6 +58,8 @@ class RankCollector:
         domains: Sequence[str] = ("A", "B"),
         user_field: str = "user_id",
         model_name: str = "the model",
+        seen: SeenItems | None = None,
+        masked: bool = False,
     ) -> None:
         if mode not in MODES:
             raise ConfigError(f"candidates: unknown value {mode!r}; use one of {', '.join(MODES)}")
@@ -63,6 +69,7 @@ class RankCollector:
         self.candidate_mask = candidate_mask.bool() & (item_domain > 0)
         self.mode, self.candidates, self.domains = mode, candidates, tuple(domains)
         self.user_field, self.model_name = user_field, model_name
+        self.seen, self.masked = seen, masked
         self._parts: list[np.ndarray] = []
         self._vectors: dict[int, Tensor] = {}  # of each domain's candidates, for one pass
         self._set_columns()
@@ -98,21 +105,31 @@ class RankCollector:
         user = interaction[self.user_field].to(scores.device)[row]
         self._check_targets(user, item)
         domain = self.item_domain[item].long()
-        higher, tied = item.new_empty(len(item)), item.new_empty(len(item))
+        higher, tied, own_higher, own_tied = (item.new_zeros(len(item)) for _ in range(4))
         for chunk, candidate, own in self._candidate_scores(scores, row, user, item, domain):
             self._check_finite(candidate, user[chunk])
             target = candidate.gather(1, own.unsqueeze(1))  # out of the same product as the others
             higher[chunk] = _count(candidate, target, "gt")
             tied[chunk] = _count(candidate, target, "ge") - higher[chunk] - 1  # the target itself
-        self._parts.append(np.column_stack([x.cpu().numpy() for x in (user, item, domain, higher, tied)]))
+            if self.seen is not None and self.candidates is None:
+                seen, among = self._seen_columns(user[chunk], item[chunk], domain[chunk])
+                score = candidate.gather(1, seen)
+                own_higher[chunk] = ((score > target) & among).sum(1)
+                own_tied[chunk] = ((score == target) & among).sum(1)
+        if self.masked:
+            higher, tied = higher - own_higher, tied - own_tied
+        columns = (user, item, domain, higher, tied, own_higher, own_tied)
+        self._parts.append(np.column_stack([x.cpu().numpy() for x in columns]))
 
     def get_data_struct(self) -> pd.DataFrame:
         """The rank table of everything collected so far, ordered by user id; the collector starts anew."""
-        rows = np.concatenate([np.empty((0, len(RANK_COLUMNS)), dtype=np.int64), *self._parts])
+        columns = [*RANK_COLUMNS, *OWN_COLUMNS]
+        rows = np.concatenate([np.empty((0, len(columns)), dtype=np.int64), *self._parts])
         self._parts, self._vectors = [], {}
-        ranks = pd.DataFrame(rows[np.argsort(rows[:, 0], kind="stable")], columns=list(RANK_COLUMNS))
+        ranks = pd.DataFrame(rows[np.argsort(rows[:, 0], kind="stable")], columns=columns)
         ranks["domain"] = np.array(["", *self.domains], dtype=object)[ranks["domain"].to_numpy()]
         ranks.attrs = {"domains": list(self.domains), "candidates": self.mode, "candidates_hash": ""}
+        ranks.attrs["seen_items"] = "masked" if self.masked or self.candidates is not None else "ranked"
         if self.candidates is not None:
             n = self.candidates.ids.shape[1]
             ranks.attrs |= {"candidates": f"sampled-{n}", "candidates_hash": self.candidates.hash}
@@ -122,6 +139,24 @@ class RankCollector:
         if self.item_domain.device != device:
             self.item_domain, self.candidate_mask = self.item_domain.to(device), self.candidate_mask.to(device)
             self._set_columns()
+        if self.seen is not None and self.seen.item.device != device:
+            self.seen = self.seen.to(device)
+
+    def _seen_columns(self, user: Tensor, item: Tensor, domain: Tensor) -> tuple[Tensor, Tensor]:
+        """``[R, K]`` place of each user's own items among the candidates' scores, and whether they are there.
+
+        The target is not among them, even where the user had it before.
+        """
+        assert self.seen is not None
+        own = self.seen.of(user)
+        elsewhere = self.item_domain[own] != domain.unsqueeze(1)
+        among = self.candidate_mask[own] & (own != item.unsqueeze(1))
+        n_columns = domain.new_tensor([0, len(self.columns[1]), len(self.columns[2])])
+        # In the mode `all` the other domain's candidates come after those of the target's.
+        place = self.place[own] + elsewhere * n_columns[domain].unsqueeze(1)
+        if self.mode == "domain":
+            among &= ~elsewhere
+        return place.where(among, 0), among
 
     def _candidate_scores(
         self, scores: Tensor | VectorScores, row: Tensor, user: Tensor, item: Tensor, domain: Tensor
@@ -214,7 +249,7 @@ def read_ranks(path: Path) -> pd.DataFrame:
     about = read_json(path.with_suffix(".json"))
     try:
         ranks = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8")
-        ranks = ranks.astype({"higher": np.int64, "tied": np.int64})
+        ranks = ranks.astype({name: np.int64 for name in ("higher", "tied", *OWN_COLUMNS) if name in ranks})
     except (OSError, ValueError, KeyError) as error:
         raise DataError(f"{path}: not a rank table ({error}); {_remedy(path)}") from error
     _check_columns(ranks, path)
@@ -222,8 +257,24 @@ def read_ranks(path: Path) -> pd.DataFrame:
         raise DataError(f"{path}: {len(ranks)} rows instead of {n}; {_remedy(path)}")
     for group in GROUP_LABELS.keys() & set(ranks.columns):
         ranks[group] = pd.Categorical(ranks[group], GROUP_LABELS[group], ordered=True)
-    ranks.attrs = about
+    ranks.attrs = {"seen_items": "ranked", **about}  # earlier versions masked none and did not say so
     return ranks
+
+
+def with_seen_items(ranks: pd.DataFrame, seen_items: str) -> pd.DataFrame:
+    """The same targets with the users' own earlier items ``masked`` or ``ranked``, whichever the table has now.
+
+    Raises: DataError if the table does not count them.
+    """
+    if ranks.attrs.get("seen_items") == seen_items:
+        return ranks
+    if missing := set(OWN_COLUMNS) - set(ranks.columns):
+        raise DataError(f"a rank table lacks {' and '.join(sorted(missing))}, which an earlier version did not count")
+    sign = -1 if seen_items == "masked" else 1
+    own = {name: ranks[name] + sign * ranks[f"own_{name}"] for name in ("higher", "tied")}
+    changed = ranks.assign(**own)
+    changed.attrs = {**ranks.attrs, "seen_items": seen_items}
+    return changed
 
 
 def _remedy(path: Path) -> str:

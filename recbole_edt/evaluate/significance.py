@@ -30,7 +30,7 @@ def check_comparable(tables: Sequence[pd.DataFrame]) -> None:
     """
     first = tables[0].sort_values("user", kind="stable")
     for table in tables:
-        for key in ("split_hash", "candidates", "candidates_hash"):
+        for key in ("split_hash", "candidates", "candidates_hash", "seen_items"):
             _check_same(key, first.attrs, table.attrs)
         other = table.sort_values("user", kind="stable")
         if not np.array_equal(first["user"], other["user"]):

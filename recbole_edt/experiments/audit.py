@@ -85,7 +85,7 @@ def audit(settings: Settings, say: stages.Say) -> None:
     for protocol in PROTOCOLS:
         part = leaky if protocol.split_after else test_data._dataset
         try:
-            trainer.collectors = {"test": _collector(part, settings, protocol)}
+            trainer.collectors = {"test": _collector(part, settings, protocol, experiment.seen_items == "masked")}
         except TooFewItems as error:
             say(f"note: {protocol.name} is left out: {error}")
             continue
@@ -217,11 +217,14 @@ def _scorer(model: LLMEDT, protocol: Protocol, seed: int) -> Callable[[Any], Ten
     return lambda interaction: misaligned_scores(model, interaction, generator)
 
 
-def _collector(part: EDTDataset, settings: Settings, protocol: Protocol) -> RankCollector:
+def _collector(part: EDTDataset, settings: Settings, protocol: Protocol, masked: bool) -> RankCollector:
     table = negatives(part, comparison.seed_of(settings)) if protocol.sampled else None
     real = ~part.virtual & (part.item_domain > 0)
     mode = "sampled" if protocol.sampled else "domain"
-    return RankCollector(part.item_domain, real, mode, table, part.domain_names, part.uid_field, "LLMEDT")
+    seen = comparison.seen_before(part, TEST)
+    return RankCollector(
+        part.item_domain, real, mode, table, part.domain_names, part.uid_field, "LLMEDT", seen, masked
+    )
 
 
 def negatives(part: EDTDataset, seed: int) -> CandidateTable:

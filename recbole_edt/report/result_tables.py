@@ -83,7 +83,10 @@ def print_table(
 
 def what_was_ranked(ranks: pd.DataFrame) -> str:
     """Users and candidates of a rank table in words."""
-    return f"{len(ranks):,} users, candidates: {candidates_in_words(str(ranks.attrs.get('candidates', 'unknown')))}"
+    mode, seen = (str(ranks.attrs.get(key, "unknown")) for key in ("candidates", "seen_items"))
+    words = {"masked": "without the user's own earlier items", "ranked": "the user's own earlier items among them"}
+    told = f", {words[seen]} ({why})" if (why := ranks.attrs.get("seen_why")) and seen in words else ""
+    return f"{len(ranks):,} users, candidates: {candidates_in_words(mode)}{told}"
 
 
 def candidates_in_words(mode: str) -> str:

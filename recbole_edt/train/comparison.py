@@ -6,6 +6,7 @@ import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from recbole_edt.config.recbole_config import recbole_config
@@ -13,7 +14,8 @@ from recbole_edt.config.recbole_keys import RUN_DEFAULTS
 from recbole_edt.config.settings import Settings
 from recbole_edt.data import split
 from recbole_edt.data.split import catalogue_hash
-from recbole_edt.evaluate.candidates import CandidateTable
+from recbole_edt.data.two_domains import TwoDomainData
+from recbole_edt.evaluate.candidates import CandidateTable, SeenItems
 from recbole_edt.files import sha256_of
 from recbole_edt.models.registry import DEFAULT
 from recbole_edt.pipeline import stages
@@ -31,6 +33,10 @@ class Experiment:
     split_hash: str
     candidates: dict[str, CandidateTable]
     """Drawn candidates of the parts ``validation`` and ``test``; empty unless they are sampled."""
+    seen_items: str
+    """``masked`` or ``ranked``: whether a user's own earlier items are no candidates, or are."""
+    seen_why: str
+    """Why, for the title of a table."""
     share_pretraining: bool = False
     """Whether runs that differ in fine-tuning alone pre-train once."""
 
@@ -52,10 +58,34 @@ def experiment_on(dataset: EDTDataset, settings: Settings) -> Experiment:
     data = dataset.source
     split_hash = split.split_hash(data, split.leave_one_out(data))
     seed = seed_of(settings)
-    key = sha256_of(split_hash, catalogue_hash(data), settings.candidates, seed)
+    seen_items, seen_why = seen_items_of(data, settings.seen_items)
+    key = sha256_of(split_hash, catalogue_hash(data), settings.candidates, seen_items, seed)
     folder = settings.runs_path / f"{settings.dataset}-{key[:8]}"
     candidates = stored_candidates(dataset, settings.candidates, seed, folder)
-    return Experiment(settings, folder, dataset, split_hash, candidates)
+    return Experiment(settings, folder, dataset, split_hash, candidates, seen_items, seen_why)
+
+
+def seen_items_of(data: TwoDomainData, chosen: str) -> tuple[str, str]:
+    """Whether own earlier items are ``masked`` or ``ranked``, and why.
+
+    Where nobody has an item twice, what a user has can never be the target. Only training rows decide.
+    """
+    if chosen != "auto":
+        return chosen, f"seen_items: {chosen}"
+    train = split.training_rows(data)
+    raw = ~train.generated
+    pairs = train.user[raw].astype(np.int64) * len(train.items) + train.item[raw]
+    repeats = len(pairs) - len(np.unique(pairs))
+    if repeats:
+        return "ranked", f"{repeats:,} training rows repeat one"
+    return "masked", "no training row repeats one"
+
+
+def seen_before(dataset: EDTDataset, mark: int) -> SeenItems:
+    """What each user had before the target of a part, ``split.VALID`` or ``split.TEST``; no inserted item."""
+    rows = dataset.sequences.raw(dataset.item_domain)
+    before = rows.mark < mark
+    return SeenItems.build(rows.user[before], rows.item[before], dataset.user_num)
 
 
 def seed_of(settings: Settings) -> int:

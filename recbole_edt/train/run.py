@@ -37,7 +37,7 @@ from recbole_edt.models.registry import METHODS
 from recbole_edt.pipeline import manifest
 from recbole_edt.train import run_files
 from recbole_edt.train.checkpoints import load_weights
-from recbole_edt.train.comparison import Experiment, under
+from recbole_edt.train.comparison import Experiment, seen_before, under
 from recbole_edt.train.dataset import EDTDataset, SequenceLoader, artefacts_hash, eval_loader, rows_for, sees_generated
 from recbole_edt.train.phases import PhasedTrainer, trainer_class
 from recbole_edt.train.run_files import as_yaml, chosen_epochs, read_result, resolved_config
@@ -115,7 +115,7 @@ def _run_on_all(experiment: Experiment, name: str, run_dir: Path, folder: Path) 
     trainer = make_trainer(shared, config, model, folder, part)
     with _log_to(folder / "log.txt"):
         trainer.fit(train_data)
-    measured = ("test", "best_valid", "valid_metric", "candidates", "candidates_hash")
+    measured = ("test", "best_valid", "valid_metric", "candidates", "candidates_hash", "seen_items")
     validated = {key: value for key, value in read_json(run_dir / "result.json").items() if key not in measured}
     own = {
         "trained_on": run_files.EVERYTHING,
@@ -156,7 +156,7 @@ def open_run(experiment: Experiment, name: str, run_dir: Path) -> tuple[Any, Any
 def _write_ranks(experiment: Experiment, ranks: pd.DataFrame, path: Path) -> None:
     tokens = experiment.dataset.field2id_token
     users, items = tokens[experiment.dataset.uid_field], tokens[experiment.dataset.iid_field]
-    about = {**ranks.attrs, "split_hash": experiment.split_hash}
+    about = {**ranks.attrs, "split_hash": experiment.split_hash, "seen_why": experiment.seen_why}
     ranks = ranks.assign(**_groups(experiment, ranks))
     ranks.attrs = about
     write_ranks(ranks, path, users, items)
@@ -260,6 +260,7 @@ def _run(experiment: Experiment, config: Any, name: str, run_dir: Path) -> None:
         "artefacts_hash": artefacts_hash(config),
         "candidates": experiment.settings.candidates,
         "candidates_hash": experiment.candidates_hash,
+        "seen_items": experiment.seen_items,
         "versions": library_versions(),
     }
     write_json(run_dir / "result.json", result)
@@ -314,8 +315,10 @@ def make_trainer(
             part.domain_names,
             part.uid_field,
             config["model"],
+            seen_before(experiment.dataset, mark),
+            experiment.seen_items == "masked",
         )
-        for phase in ("validation", "test")
+        for phase, mark in (("validation", split.VALID), ("test", split.TEST))
     }
     trainer.evaluator = RankEvaluator(config["topk"])
     return trainer

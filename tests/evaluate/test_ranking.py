@@ -11,9 +11,16 @@ from hypothesis import strategies as st
 
 from recbole_edt.errors import ConfigError, DataError, EDTError
 from recbole_edt.evaluate import ranking
-from recbole_edt.evaluate.candidates import CandidateTable
+from recbole_edt.evaluate.candidates import CandidateTable, SeenItems
 from recbole_edt.evaluate.metrics import domain_metrics, group_metrics, metrics_from_ranks, per_user, standard_groups
-from recbole_edt.evaluate.ranking import RankCollector, RankEvaluator, read_ranks, write_ranks
+from recbole_edt.evaluate.ranking import (
+    OWN_COLUMNS,
+    RankCollector,
+    RankEvaluator,
+    read_ranks,
+    with_seen_items,
+    write_ranks,
+)
 from recbole_edt.models.parts.batch_fields import VectorScores
 
 # Item 0 is padding, 1-5 are of the first domain, 6-11 of the second; 5 and 11 are virtual.
@@ -107,9 +114,75 @@ def test_ranks_by_hand():
     scores[0, 1:5] = torch.tensor([0.3, 0.9, 0.3, 0.5])
     scores[1, 6:11] = torch.tensor([1.0, 1.0, 2.0, 1.0, 0.0])
     ranks = collect(scores, [1, 7], domains=("films", "books"))
-    assert ranks.columns.tolist() == ["user", "item", "domain", "higher", "tied"]
-    assert ranks.to_numpy().tolist() == [[1, 1, "films", 2, 1], [2, 7, "books", 1, 2]]
-    assert ranks.attrs == {"domains": ["films", "books"], "candidates": "domain", "candidates_hash": ""}
+    assert ranks.columns.tolist() == ["user", "item", "domain", "higher", "tied", "own_higher", "own_tied"]
+    assert ranks.to_numpy().tolist() == [[1, 1, "films", 2, 1, 0, 0], [2, 7, "books", 1, 2, 0, 0]]
+    about = {"domains": ["films", "books"], "candidates": "domain", "candidates_hash": "", "seen_items": "ranked"}
+    assert ranks.attrs == about
+
+
+# ---- own items ---------------------------------------------------------------------------------------------------
+
+
+def seen_of(*histories):
+    """What users 1, 2, ... had before their targets."""
+    user = torch.tensor([user for user, items in enumerate(histories, 1) for _ in items], dtype=torch.long)
+    item = torch.tensor([item for items in histories for item in items], dtype=torch.long)
+    return SeenItems.build(user, item, len(histories) + 1)
+
+
+def test_own_items_are_counted_apart_by_hand_and_left_out_where_they_are_masked():
+    scores = torch.zeros(2, 12)
+    scores[0, 1:5] = torch.tensor([0.3, 0.9, 0.3, 0.5])  # above the target 1: items 2 and 4; level: 3
+    scores[0, 6:11] = 9.0
+    scores[1, 6:11] = torch.tensor([1.0, 1.0, 2.0, 1.0, 0.0])
+    seen = seen_of([2, 2, 3, 6, 1], [8, 10, 11, 5])  # the target itself is never masked, nor what is no candidate
+    ranks = collect(scores, [1, 7], seen=seen)
+    assert ranks[["higher", "tied", *OWN_COLUMNS]].to_numpy().tolist() == [[2, 1, 1, 1], [1, 2, 1, 0]]
+    masked = collect(scores, [1, 7], seen=seen, masked=True)
+    assert masked[["higher", "tied", *OWN_COLUMNS]].to_numpy().tolist() == [[1, 0, 1, 1], [0, 2, 1, 0]]
+    assert (ranks.attrs["seen_items"], masked.attrs["seen_items"]) == ("ranked", "masked")
+    of_both = collect(scores, [1, 7], "all", seen=seen)
+    assert of_both[list(OWN_COLUMNS)].to_numpy().tolist() == [[2, 1], [1, 0]]
+
+
+@pytest.mark.parametrize("products", [False, True])
+@pytest.mark.parametrize("mode", ["domain", "all"])
+def test_masked_own_items_rank_as_if_they_had_no_score(monkeypatch, mode, products):
+    generator = torch.Generator().manual_seed(3)
+    user = torch.randint(-2, 3, (60, 3), generator=generator).float()
+    item = torch.randint(-2, 3, (12, 3), generator=generator).float()
+    targets = [1, 2, 3, 4, 6, 7, 8, 9, 10, 6] * 6
+    histories = [torch.randint(1, 12, (n % 6,), generator=generator).tolist() for n in range(60)]
+    seen, scores = seen_of(*histories), user @ item.T
+    monkeypatch.setattr(ranking, "_CHUNK_ELEMENTS", 40)
+    masked = collect(VectorScores(user, item) if products else scores, targets, mode, seen=seen, masked=True)
+    for row, (target, own) in enumerate(zip(targets, histories, strict=True)):
+        scores[row, [one for one in own if one != target]] = -torch.inf
+    monkeypatch.setattr(RankCollector, "_check_finite", lambda *args: None)
+    assert counts(masked) == counts(collect(scores, targets, mode))
+    assert masked["own_higher"].any() and masked["own_tied"].any()
+
+
+def test_either_question_is_answered_from_one_table(tmp_path):
+    scores = torch.rand(4, 12, generator=torch.Generator().manual_seed(1))
+    options = {"seen": seen_of([2, 3], [7], [], [8, 9, 10, 2])}
+    both = [collect(scores, [1, 6, 3, 7], masked=masked, **options) for masked in (True, False)]
+    for table, other in (both, both[::-1]):
+        changed = with_seen_items(table, other.attrs["seen_items"])
+        pd.testing.assert_frame_equal(changed, other)
+        assert changed.attrs == other.attrs
+    write_ranks(both[0], tmp_path / "ranks.csv", np.arange(9).astype(str), np.arange(12).astype(str))
+    assert counts(with_seen_items(read_ranks(tmp_path / "ranks.csv"), "ranked")) == counts(both[1])
+
+
+def test_a_table_of_an_earlier_version_is_one_of_ranked_own_items(tmp_path):
+    table = collect(torch.zeros(1, 12), [1]).drop(columns=list(OWN_COLUMNS))
+    del table.attrs["seen_items"]
+    write_ranks(table, tmp_path / "ranks.csv", np.arange(9).astype(str), np.arange(12).astype(str))
+    old = read_ranks(tmp_path / "ranks.csv")
+    assert old.attrs["seen_items"] == "ranked"
+    with pytest.raises(DataError, match="lacks own_higher and own_tied"):
+        with_seen_items(old, "masked")
 
 
 def test_metrics_by_hand():
@@ -247,7 +320,8 @@ def small_table():
             "tied": [0, 0, 0, 0],
         }
     )
-    ranks.attrs = {"domains": ["x", "y"], "candidates": "domain", "candidates_hash": "", "split_hash": "s"}
+    about = {"domains": ["x", "y"], "candidates": "domain", "candidates_hash": "", "split_hash": "s"}
+    ranks.attrs = {**about, "seen_items": "ranked"}
     return ranks
 
 

@@ -290,7 +290,8 @@ def test_means_and_deviations_by_hand(workplace):
     def model(name, *higher):
         user = np.array([f"u{i}" for i in range(len(higher))], object)
         ranks = pd.DataFrame({"user": user, "item": user, "domain": "food", "higher": higher, "tied": 0})
-        ranks.attrs = {"domains": ["food"], "candidates": "domain", "candidates_hash": "", "split_hash": "s"}
+        about = {"candidates": "domain", "candidates_hash": "", "seen_items": "ranked", "split_hash": "s"}
+        ranks.attrs = {"domains": ["food"], **about}
         return results.ModelResult(name, ranks)
 
     runs = {"a": [model("a", 0, 99), model("a", 0, 0)], "b": [model("b", 99, 99)] * 2}

@@ -520,7 +520,8 @@ def test_rows_of_the_paper_alone_come_last_and_ours_keep_their_cells():
 def ranks(higher, domain="food"):
     table = pd.DataFrame({"user": [f"u{i:03d}" for i in range(len(higher))], "item": "f1", "domain": domain})
     table = table.assign(higher=higher, tied=0)
-    table.attrs = {"split_hash": "s", "candidates": "domain", "candidates_hash": "", "domains": [domain]}
+    about = {"split_hash": "s", "candidates": "domain", "candidates_hash": "", "seen_items": "ranked"}
+    table.attrs = {**about, "domains": [domain]}
     return table
 
 

@@ -42,6 +42,7 @@ def ranks(higher, users=None, domains=("film", "book"), split_hash="s", candidat
         "domains": list(domains),
         "candidates": "sampled-100",
         "candidates_hash": candidates_hash,
+        "seen_items": "masked",
         "split_hash": split_hash,
     }
     return table
