@@ -72,7 +72,7 @@ def test_both_phases_run_and_a_seed_gives_the_same_weights_twice(run):
     for _ in range(2):
         trainer, train_data, test_data = run("LLMEDT", True)
         trainer._train_epoch(train_data, 0)
-        trainer._begin(trainer.plan[-1])
+        trainer._start_finetuning()
         trainer._train_epoch(FrozenStates(trainer.model, train_data), 0)
         trainer.evaluate(test_data, load_best_model=False)
         results.append({key: value.cpu() for key, value in trainer.model.state_dict().items()})

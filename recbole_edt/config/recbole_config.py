@@ -128,7 +128,7 @@ class EDTConfig(Config):
 def model_values(settings: Settings, model: str) -> dict[str, Any]:
     """The settings of one model, as `defaults.values_of`; for a method which profiles it reads, if not its own."""
     values = values_of(model, settings.recbole, settings.model_settings.get(model) or {})
-    if model in METHODS and profiles_of(settings, model) != METHODS[model].profile_kind:
+    if model in METHODS and profiles_of(settings, model) != METHODS[model].profiles:
         values["profiles"] = profiles_of(settings, model)
     return values
 
@@ -148,4 +148,4 @@ def recbole_config(settings: Settings, model: str, dataset: str, checkpoint_dir:
         del values["train_neg_sample_args"]  # a model without negatives has none by itself; others need them
     if values.get("use_gpu") is False:
         values["gpu_id"] = ""  # RecBole picks its device by gpu_id alone
-    return EDTConfig(METHODS[model] if model in METHODS else model, dataset, config_dict=values)
+    return EDTConfig(METHODS[model].load() if model in METHODS else model, dataset, config_dict=values)

@@ -268,24 +268,18 @@ def _with_pipelines(settings: Settings) -> Settings:
     models = [settings.model] if "model" in given else []
     # LLM-EDT's before other methods': "profile", beside which the paper's cost stands, is then its own.
     others = settings.models if "models" in given or not models else []
-    models += sorted(others, key=lambda model: model != DEFAULT)
-    read = [profiles_of(settings, model) for model in models if model in METHODS]
-    kinds = [kind for kind in read if kind] or [settings.profile.pipeline]
+    models += sorted(others, key=lambda model: model != "LLMEDT")
+    kinds = [profiles_of(settings, model) for model in models if model in METHODS] or [settings.profile.pipeline]
     return replace(
         settings, pipelines=tuple(dict.fromkeys(kinds)), profile=replace(settings.profile, pipeline=kinds[0])
     )
 
 
-def profiles_of(settings: Settings, model: str) -> str | None:
-    """The kind of profiles that a method reads: that of its key ``profiles``, of ``profile.pipeline``, or its own.
-
-    None for a method that reads none.
-    """
-    if METHODS[model].profile_kind is None:
-        return None
+def profiles_of(settings: Settings, model: str) -> str:
+    """The kind of profiles that a method reads: that of its key ``profiles``, of ``profile.pipeline``, or its own."""
     chosen = {**settings.recbole, **(settings.model_settings.get(model) or {})}.get("profiles")
     given = "pipeline" in (settings.given.get("profile") or {})
-    return chosen or (settings.profile.pipeline if given else METHODS[model].profile_kind)
+    return chosen or (settings.profile.pipeline if given else METHODS[model].profiles)
 
 
 def _group(name: str, cls: type, value: Any, fault: Fault) -> Any:
@@ -361,7 +355,7 @@ def _check_models(kwargs: dict[str, Any], fault: Fault) -> None:
     models = kwargs.get("models", Settings.models)
     models = models.replace(",", " ").split() if isinstance(models, str) else models
     if not isinstance(models, list | tuple) or not models:
-        fault("models", f"models: expected names such as [SASRec, {DEFAULT}], found {models!r}")
+        fault("models", f"models: expected names such as [SASRec, LLMEDT], found {models!r}")
         models = Settings.models
     for place, model in enumerate(models):
         _check_model_name("models", model, fault)

@@ -64,17 +64,6 @@ class LLM4CDSR(TwoDomainModel):
     settings: LLM4CDSRSettings
     threads: Any
 
-    title = "LLM4CDSR"
-    settings_classes = (LLM4CDSRSettings,)
-    profile_kind = "hierarchical"
-    variants = {
-        "w/o Regulariser": {"alpha": 0},
-        "w/o Profiles": {"beta": 0},
-        "w/o Hierarchical Profiling": {"profile.pipeline": "plain", "augment.insertion": "none"},  # of raw rows, too
-        "w/o Adapter": {"item_adapter": False, "alpha": 0},
-        "Single Thread": {"domain_threads": False},
-    }
-
     def __init__(self, config: Any, dataset: Any) -> None:
         settings = read_settings(LLM4CDSRSettings, config)
         super().__init__(config, dataset, settings)

@@ -16,14 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from recbole_edt.errors import choice_faults
-from recbole_edt.models.base import (
-    CommonSettings,
-    Phase,
-    TwoDomainModel,
-    not_above_zero,
-    principal_components,
-    read_settings,
-)
+from recbole_edt.models.base import CommonSettings, TwoDomainModel, not_above_zero, principal_components, read_settings
 from recbole_edt.models.parts import losses
 from recbole_edt.models.parts.backbones import build_backbone, item_encoder
 from recbole_edt.models.parts.batch_fields import DOMAIN_SEQ, DOMAIN_SEQ_LEN, HAS_OWN, OWN_STATE, STATE, TARGET_SEQ
@@ -40,6 +33,14 @@ class PhaseConfig:
     """Most epochs of fine-tuning; 0 leaves the phase out (table 3, w/o DFT)."""
     finetune_stopping_step: int = 20
     """Validations without a new best before fine-tuning stops."""
+
+    @classmethod
+    def read(cls, config: Any) -> PhaseConfig:
+        """Take the keys from a RecBole configuration, with defaults for those it lacks.
+
+        Raises: ConfigError listing every value that is out of range.
+        """
+        return read_settings(cls, config)
 
     def faults(self) -> list[str]:
         """What is wrong with these values, one sentence each."""
@@ -82,6 +83,14 @@ class ModelSettings(CommonSettings):
     adapter_dropout: float = 0.0
     """Dropout inside the user adapters (released code)."""
 
+    @classmethod
+    def read(cls, config: Any) -> ModelSettings:
+        """Take the keys from a RecBole configuration, with defaults for those it lacks.
+
+        Raises: ConfigError listing every value that is out of range.
+        """
+        return read_settings(cls, config)
+
     def faults(self) -> list[str]:
         """What is wrong with these values, one sentence each."""
         found = super().faults() + choice_faults(self, CHOICES) + not_above_zero(self, ("adapter_size",))
@@ -104,24 +113,11 @@ class LLMEDT(TwoDomainModel):
 
     settings: ModelSettings
 
-    title = "LLM-EDT"
-    settings_classes = (ModelSettings, PhaseConfig)
-    use_generated = True
-    profile_kind = "sra"
-    variants = {  # those of the paper's table 3, by their names there
-        "w/o Aug.": {"augment.insertion": "none"},
-        "w/o Filtering": {"augment.filter": False},
-        "w/o Inserting": {"augment.insertion": "append"},
-        "Random Inserting": {"augment.insertion": "random"},
-        "w/o DFT": {"finetune_epochs": 0},
-        "w/o Profiling": {"alpha": 0},
-        "w/o S-R-A": {"profile.pipeline": "plain"},
-    }
-    phases = (Phase("pretrain"), Phase("finetune", "finetune_", trained="user_adapters"))  # section 3.3.2
-
     def __init__(self, config: Any, dataset: Any) -> None:
-        settings = read_settings(ModelSettings, config)
+        settings = ModelSettings.read(config)
         super().__init__(config, dataset, settings)
+        self.phase = "pretrain"
+        self.finetuned = config["finetune_epochs"] != 0
         self.backbone = build_backbone(settings.backbone, config, dataset, self._items(dataset))
         self.user_adapters = nn.ModuleList(self._user_adapter() for _ in range(2))
         if settings.alpha > 0:
@@ -167,21 +163,30 @@ class LLMEDT(TwoDomainModel):
         named = self.named_parameters()
         return (one for name, one in named if self.finetuned or not name.startswith("user_adapters."))
 
-    @property
-    def finetuned(self) -> bool:
-        """Whether there is a phase of fine-tuning."""
-        return len(self.active_phases) > 1
+    # ---- phases --------------------------------------------------------------------------------------------------
 
-    @property
-    def goes_on_from_scores(self) -> bool:
-        """Adapters begin with zeros (Eq. 10), but with ``adapter_residual`` they add their input from the start."""
-        return not self.settings.adapter_residual
+    def start_finetuning(self) -> None:
+        """Freeze everything but the two user adapters: no gradient, no dropout (section 3.3.2)."""
+        self.phase = "finetune"
+        self.requires_grad_(False)
+        self.zero_grad()  # those of pre-training would count in clip_grad_norm
+        self.user_adapters.requires_grad_(True)
+
+    def to_last_phase(self) -> None:
+        if self.finetuned:
+            self.start_finetuning()
+
+    def train(self, mode: bool = True) -> LLMEDT:
+        super().train(mode)
+        if self.phase == "finetune":
+            self.backbone.eval()
+        return self
 
     # ---- training ------------------------------------------------------------------------------------------------
 
     def calculate_loss(self, interaction: Any) -> tuple[Tensor, ...] | Tensor:
         """Pre-training: Eq. 9, and alpha times Eq. 13 if profiles are on. Fine-tuning: Eq. 12 of A and of B."""
-        if self.phase.name == "finetune":
+        if self.phase == "finetune":
             return self._finetuning_loss(interaction)
         item_seq, length = interaction[self.ITEM_SEQ], interaction[self.ITEM_SEQ_LEN]
         predicted, place, target, domain, negative = self._predictions(interaction)
@@ -253,7 +258,7 @@ class LLMEDT(TwoDomainModel):
 
         A user without history in a domain has ``u^d = 0`` there: the global vector alone.
         """
-        if self.phase.name == "pretrain":
+        if self.phase == "pretrain":
             return self.backbone(interaction[self.ITEM_SEQ], interaction[self.ITEM_SEQ_LEN]).expand(2, -1, -1)
         if STATE not in interaction:
             interaction = self.last_states(interaction)

@@ -357,7 +357,7 @@ def load(run_dir: str | Path, data_path: str | Path | None = None) -> Recommende
 def open_model(config: Any, part: EDTDataset, name: str, run_dir: Path, rows: str) -> Recommender:
     """The weights in ``run_dir`` on the part they were trained on."""
     if name in METHODS:
-        cls: type = METHODS[name]
+        cls: type = METHODS[name].load()
     else:
         cls = sequence_trained(name) if rows == SEQUENCE_ROWS.get(name) else get_model(name)
     model = cls(config, part).to(config["device"])

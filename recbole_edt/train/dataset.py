@@ -409,7 +409,7 @@ def sees_generated(config: Any) -> bool:
 def _profile_infix(config: Any) -> str:
     """What stands before ``uservec`` in the name of the file with a model's profiles."""
     method = METHODS.get(config["model"])
-    return infix(config["profiles"] or (method.profile_kind if method else SRA))
+    return infix(config["profiles"] or (method.profiles if method else SRA))
 
 
 def rows_for(config: Any) -> str:

@@ -1,4 +1,4 @@
-"""RecBole's trainer with exact resume and a log per epoch.
+"""RecBole's trainer with exact resume and a log per epoch, and LLM-EDT's two phases on top of it.
 
 A run that is killed continues from the start of the epoch it was in, random state included, and ends with the
 same weights, bit for bit on a CPU.
@@ -16,7 +16,7 @@ import pandas as pd
 import torch
 from recbole.data.interaction import Interaction
 from recbole.model.layers import TransformerLayer
-from recbole.utils import ModelType
+from recbole.utils import ModelType, get_trainer
 from torch.nn.utils import clip_grad_norm_
 from tqdm import tqdm
 
@@ -24,7 +24,7 @@ from recbole_edt.compat import identity, write_checkpoint
 from recbole_edt.errors import ConfigError, EDTError
 from recbole_edt.files import write_text
 from recbole_edt.models.parts.states import PreNormLayer, bfloat16_by_default
-from recbole_edt.models.registry import METHODS
+from recbole_edt.models.registry import METHODS, named
 from recbole_edt.train.checkpoints import load_checkpoint, random_state, set_random_state, take_weights
 from recbole_edt.train.dataset import SequenceLoader
 from recbole_edt.train.sequences import FrozenStates
@@ -219,3 +219,10 @@ def compile_layers(model: Any) -> None:
 def resumable(trainer: type) -> type:
     """A RecBole trainer class with exact resume, under its own name."""
     return type(trainer.__name__, (ResumableTraining, trainer), {})
+
+
+def trainer_class(model_type: Any, name: str) -> type:
+    """A method's own trainer, or RecBole's for ``name`` with exact resume."""
+    if name in METHODS and METHODS[name].trainer:
+        return named(METHODS[name].trainer)
+    return resumable(get_trainer(model_type, name))

@@ -25,17 +25,16 @@ def register() -> None:
     from recbole.utils.argument_list import dataset_arguments
 
     from recbole_edt.config.recbole_keys import DATASET_KEYS
-    from recbole_edt.models.registry import METHODS
+    from recbole_edt.models.registry import METHODS, named
     from recbole_edt.train.dataset import EDTDataset
-    from recbole_edt.train.phases import PhasedTrainer
 
     own_modules, ours = {}, []
     for name, method in METHODS.items():
         # get_model looks for a module of the model's name among RecBole's own.
-        own_modules[f"{models.__name__}.{name.lower()}"] = sys.modules[method.__module__]
-        ours += [(models, name, method), (datasets, f"{name}Dataset", EDTDataset)]
-        if len(method.phases) > 1:
-            ours.append((trainers, f"{name}Trainer", PhasedTrainer))
+        own_modules[f"{models.__name__}.{name.lower()}"] = sys.modules[method.load().__module__]
+        ours += [(models, name, method.load()), (datasets, f"{name}Dataset", EDTDataset)]
+        if method.trainer:
+            ours.append((trainers, f"{name}Trainer", named(method.trainer)))
     for module_name, own in own_modules.items():
         if sys.modules.get(module_name, own) is not own:
             raise ConfigError(f"{module_name} is already taken by {sys.modules[module_name]!r}")

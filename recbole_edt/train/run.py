@@ -32,6 +32,7 @@ from recbole_edt.evaluate import results
 from recbole_edt.evaluate.metrics import standard_groups
 from recbole_edt.evaluate.ranking import RankCollector, RankEvaluator, read_ranks, write_ranks
 from recbole_edt.files import alone_in, library_versions, read_bytes, read_json, sha256_of, write_json, write_text
+from recbole_edt.models.llmedt import PhaseConfig
 from recbole_edt.models.recbole_models import SEQUENCE_ROWS, sequence_trained
 from recbole_edt.models.registry import METHODS
 from recbole_edt.pipeline import manifest
@@ -39,7 +40,8 @@ from recbole_edt.train import run_files
 from recbole_edt.train.checkpoints import load_weights
 from recbole_edt.train.comparison import Experiment, under
 from recbole_edt.train.dataset import EDTDataset, SequenceLoader, artefacts_hash, eval_loader, rows_for, sees_generated
-from recbole_edt.train.phases import PhasedTrainer, trainer_class
+from recbole_edt.train.loop import trainer_class
+from recbole_edt.train.phases import LLMEDTTrainer
 from recbole_edt.train.run_files import as_yaml, chosen_epochs, read_result, resolved_config
 
 
@@ -268,7 +270,7 @@ def _run(experiment: Experiment, config: Any, name: str, run_dir: Path) -> None:
 
 def _remove_leftovers(run_dir: Path) -> None:
     # Hidden files are what a kill left of a checkpoint half written.
-    for leftover in [run_dir / "last.pth", *run_dir.glob("best.pth.*"), *run_dir.glob(".*.pth*")]:
+    for leftover in [run_dir / "last.pth", run_dir / "best.pth.pretrain", *run_dir.glob(".*.pth*")]:
         leftover.unlink(missing_ok=True)
 
 
@@ -289,7 +291,7 @@ def _rows_of(config: Any, name: str) -> str:
 def _training(config: Any, name: str, train: EDTDataset) -> tuple[Any, type]:
     """Loader of a training part, and the model's class."""
     if by_sequence(name, config["training"]):
-        cls = METHODS[name] if name in METHODS else sequence_trained(name)
+        cls = METHODS[name].load() if name in METHODS else sequence_trained(name)
         return SequenceLoader(train, config["train_batch_size"], config["seed"]), cls
     sampler = create_samplers(config, train, [train] * 3)[0]  # by popularity it would count held-out rows, too
     return get_dataloader(config, "train")(config, train, sampler, shuffle=config["shuffle"]), get_model(name)
@@ -302,8 +304,8 @@ def make_trainer(
     with _tensorboard_in(run_dir if trains else None):
         trainer = trainer_class(config["MODEL_TYPE"], config["model"])(config, model)
     trainer.run_dir, trainer.saved_model_file = run_dir, str(run_dir / "best.pth")
-    if experiment.share_pretraining and isinstance(trainer, PhasedTrainer):
-        trainer.shared_first = experiment.folder / f"pretraining-{_pretraining_key(experiment, config)[:8]}.pth"
+    if experiment.share_pretraining and isinstance(trainer, LLMEDTTrainer):
+        trainer.shared_pretraining = experiment.folder / f"pretraining-{_pretraining_key(experiment, config)[:8]}.pth"
     device = config["device"]
     trainer.collectors = {
         phase: RankCollector(
@@ -323,8 +325,8 @@ def make_trainer(
 
 def _pretraining_key(experiment: Experiment, config: Any) -> str:
     """Of everything that pre-training depends on."""
-    later = tuple(phase.prefix for phase in METHODS[config["model"]].phases[1:])
-    plain = {key: value for key, value in resolved_config(config).items() if not key.startswith(later)}
+    phase = {f.name for f in dataclasses.fields(PhaseConfig)}
+    plain = {key: value for key, value in resolved_config(config).items() if key not in phase}
     return sha256_of(plain, experiment.split_hash, artefacts_hash(config), recbole_edt.__version__)
 
 

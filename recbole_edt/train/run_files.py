@@ -29,12 +29,10 @@ def chosen_epochs(run_dir: Path) -> dict[str, int]:
     if epochs is None or metric not in epochs:
         return {}
     best, found = -np.inf, {}
-    method = METHODS.get(result["model"])
-    prefixes: dict[Any, str] = {phase.name: phase.prefix for phase in method.phases} if method else {}
     for phase, rows in epochs.dropna(subset=[metric]).groupby("phase", sort=False):
         top = rows[metric].max()
         n_epochs = int(rows.loc[rows[metric] == top, "epoch"].iloc[-1]) + 1
-        found[f"{prefixes.get(phase, '')}epochs"] = n_epochs if top >= best or always else 0
+        found["finetune_epochs" if phase == "finetune" else "epochs"] = n_epochs if top >= best or always else 0
         best = max(best, top)
     return found
 
