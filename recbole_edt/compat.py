@@ -233,7 +233,7 @@ def save_plain_checkpoint(self: Any, epoch: int, verbose: bool = True, **kwargs:
         return
     path = kwargs.pop("saved_model_file", self.saved_model_file)
     state = {
-        "config": identity(self.config),
+        "config": identity(self.config, self.model),
         "epoch": epoch,
         "cur_step": self.cur_step,
         "best_valid_score": float(self.best_valid_score),
@@ -246,12 +246,11 @@ def save_plain_checkpoint(self: Any, epoch: int, verbose: bool = True, **kwargs:
         self.logger.info(f"Saving current: {path}")
 
 
-def identity(config: Any) -> dict[str, str]:
-    """What a checkpoint must have in common with the model that takes its weights."""
-    from recbole_edt.models.registry import METHODS
-
-    keys = ["model", "dataset", *(["backbone"] if config["model"] in METHODS else [])]
-    return {key: str(config[key] or "SASRec") for key in keys}  # the backbone has a default
+def identity(config: Any, model: Any) -> dict[str, str]:
+    """What a checkpoint must have in common with the model that takes its weights; a method has a backbone, too."""
+    settings = getattr(model, "settings", None)
+    backbone = {} if settings is None else {"backbone": settings.backbone}
+    return {"model": str(config["model"]), "dataset": str(config["dataset"]), **backbone}
 
 
 def write_checkpoint(path: Any, state: dict[str, Any]) -> None:

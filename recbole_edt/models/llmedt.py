@@ -6,7 +6,6 @@ sequence (Eq. 8, 9, 13, 14); in the phase ``finetune`` only the user adapters ar
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +20,7 @@ from recbole_edt.models.parts import losses
 from recbole_edt.models.parts.backbones import build_backbone, item_encoder
 from recbole_edt.models.parts.batch_fields import DOMAIN_SEQ, DOMAIN_SEQ_LEN, HAS_OWN, OWN_STATE, STATE, TARGET_SEQ
 from recbole_edt.models.parts.item_encoder import Adapter, ItemEncoder
+from recbole_edt.models.registry import Method, Phase
 
 
 @dataclass(frozen=True)
@@ -111,13 +111,30 @@ class LLMEDT(TwoDomainModel):
     Raises: ConfigError for values out of range, DataError if vectors are missing.
     """
 
+    method = Method(
+        title="LLM-EDT",
+        settings=(ModelSettings, PhaseConfig),
+        profiles="sra",
+        use_generated=True,
+        phases=(
+            Phase("pretrain"),
+            Phase("finetune", "finetune_", ("user_adapters",), keeps_states=True, new_scores="adapter_residual"),
+        ),
+        variants={  # table 3, by the paper's names
+            "w/o Aug.": {"augment.insertion": "none"},
+            "w/o Filtering": {"augment.filter": False},
+            "w/o Inserting": {"augment.insertion": "append"},
+            "Random Inserting": {"augment.insertion": "random"},
+            "w/o DFT": {"finetune_epochs": 0},
+            "w/o Profiling": {"alpha": 0},
+            "w/o S-R-A": {"profile.pipeline": "plain"},
+        },
+    )
     settings: ModelSettings
 
     def __init__(self, config: Any, dataset: Any) -> None:
-        settings = ModelSettings.read(config)
+        settings = read_settings(ModelSettings, config)
         super().__init__(config, dataset, settings)
-        self.phase = "pretrain"
-        self.finetuned = config["finetune_epochs"] != 0
         self.backbone = build_backbone(settings.backbone, config, dataset, self._items(dataset))
         self.user_adapters = nn.ModuleList(self._user_adapter() for _ in range(2))
         if settings.alpha > 0:
@@ -157,30 +174,6 @@ class LLMEDT(TwoDomainModel):
     @property
     def item_table(self) -> Tensor:
         return self.item_embedding.weight
-
-    def used_parameters(self) -> Iterator[nn.Parameter]:
-        """All but the user adapters where there is no fine-tuning."""
-        named = self.named_parameters()
-        return (one for name, one in named if self.finetuned or not name.startswith("user_adapters."))
-
-    # ---- phases --------------------------------------------------------------------------------------------------
-
-    def start_finetuning(self) -> None:
-        """Freeze everything but the two user adapters: no gradient, no dropout (section 3.3.2)."""
-        self.phase = "finetune"
-        self.requires_grad_(False)
-        self.zero_grad()  # those of pre-training would count in clip_grad_norm
-        self.user_adapters.requires_grad_(True)
-
-    def to_last_phase(self) -> None:
-        if self.finetuned:
-            self.start_finetuning()
-
-    def train(self, mode: bool = True) -> LLMEDT:
-        super().train(mode)
-        if self.phase == "finetune":
-            self.backbone.eval()
-        return self
 
     # ---- training ------------------------------------------------------------------------------------------------
 

@@ -17,6 +17,7 @@ from recbole_edt.models.parts.batch_fields import TARGET_SEQ, VectorScores
 from recbole_edt.models.parts.faster import quicken_dropout
 from recbole_edt.models.parts.masking import other_items, random_mask
 from recbole_edt.models.parts.states import AllPositions, PreNorm, full_precision, mixed_precision
+from recbole_edt.models.registry import METHODS, model_class
 
 # Model to the rows it trains on; every other model keeps RecBole's own way.
 SEQUENCE_ROWS = {"SASRec": "sequence", "GRU4Rec": "sequence", "BERT4Rec": "masked"}
@@ -116,3 +117,10 @@ def sequence_trained(name: str) -> type:
     cls = get_model(name)
     base: type = NextItemTraining if SEQUENCE_ROWS[name] == "sequence" else MaskedItemTraining
     return type(name, (base, PreNorm, cls), {})
+
+
+def trained_on(rows: str, name: str) -> type:
+    """The class of a model that trains on such rows (``EDTDataset.parts``): a method's, RecBole's, or one of these."""
+    if name in METHODS:
+        return model_class(name)
+    return sequence_trained(name) if rows == SEQUENCE_ROWS.get(name) else get_model(name)

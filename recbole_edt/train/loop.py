@@ -1,4 +1,4 @@
-"""RecBole's trainer with exact resume and a log per epoch, and LLM-EDT's two phases on top of it.
+"""RecBole's trainer with exact resume and a log per epoch.
 
 A run that is killed continues from the start of the epoch it was in, random state included, and ends with the
 same weights, bit for bit on a CPU.
@@ -16,7 +16,7 @@ import pandas as pd
 import torch
 from recbole.data.interaction import Interaction
 from recbole.model.layers import TransformerLayer
-from recbole.utils import ModelType, get_trainer
+from recbole.utils import ModelType
 from torch.nn.utils import clip_grad_norm_
 from tqdm import tqdm
 
@@ -24,10 +24,8 @@ from recbole_edt.compat import identity, write_checkpoint
 from recbole_edt.errors import ConfigError, EDTError
 from recbole_edt.files import write_text
 from recbole_edt.models.parts.states import PreNormLayer, bfloat16_by_default
-from recbole_edt.models.registry import METHODS, named
 from recbole_edt.train.checkpoints import load_checkpoint, random_state, set_random_state, take_weights
 from recbole_edt.train.dataset import SequenceLoader
-from recbole_edt.train.sequences import FrozenStates
 
 NOT_RESUMED = {"DiffRec", "LDiffRec", "LINE", "MacridVAE", "MultiVAE", "RecVAE"}
 """Models of RecBole with counters or optimisers outside of their weights: one that was stopped is trained anew."""
@@ -44,6 +42,8 @@ class ResumableTraining:
     run_dir: Path | None = None
     collectors: dict[str, Any] | None = None
     phase = "train"
+    own_steps = False
+    """Whether the losses stay outside of mixed precision with any loader, which RecBole's loop would put inside."""
 
     def __init__(self: Any, config: Any, model: Any) -> None:
         super().__init__(config, model)
@@ -78,9 +78,7 @@ class ResumableTraining:
         if self.run_dir is not None and self.config["model"] not in NOT_RESUMED:
             self._save_state(train_data, epoch_idx)
         start = time.perf_counter()
-        # Of a method's own steps the losses stay outside of mixed precision, which RecBole's loop would put inside.
-        own = self.config["model"] in METHODS and self.config["single_spec"]
-        if own or isinstance(train_data, (SequenceLoader, FrozenStates)):
+        if (self.own_steps and self.config["single_spec"]) or isinstance(train_data, SequenceLoader):
             losses = self._steps(train_data)
         else:
             with bfloat16_by_default(self.device):
@@ -145,7 +143,7 @@ class ResumableTraining:
     def _save_state(self: Any, train_data: Any, epoch: int) -> None:
         generator = getattr(train_data, "generator", None)
         state = {
-            "config": identity(self.config),
+            "config": identity(self.config, self.model),
             "phase": self.phase,
             "epoch": epoch,
             "cur_step": self.cur_step,
@@ -214,15 +212,3 @@ def compile_layers(model: Any) -> None:
         raise ConfigError(f"compile: torch.compile does not work here, it needs {needed} ({reason})") from error
     for layer in layers:
         layer.compile(dynamic=True)
-
-
-def resumable(trainer: type) -> type:
-    """A RecBole trainer class with exact resume, under its own name."""
-    return type(trainer.__name__, (ResumableTraining, trainer), {})
-
-
-def trainer_class(model_type: Any, name: str) -> type:
-    """A method's own trainer, or RecBole's for ``name`` with exact resume."""
-    if name in METHODS and METHODS[name].trainer:
-        return named(METHODS[name].trainer)
-    return resumable(get_trainer(model_type, name))
