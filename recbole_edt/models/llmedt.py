@@ -234,15 +234,12 @@ class LLMEDT(TwoDomainModel):
         return Interaction({self.USER_ID: user, self.ITEM_ID: target, STATE: state, OWN_STATE: own, HAS_OWN: has_own})
 
     def _states_of_rows(self, interaction: Any) -> Interaction:
-        target = interaction[self.ITEM_ID]
-        state = self.backbone(interaction[self.ITEM_SEQ], interaction[self.ITEM_SEQ_LEN])
-        own, has_own = torch.zeros_like(state), torch.zeros_like(target, dtype=torch.bool)
-        for d in (0, 1):
-            length = interaction[DOMAIN_SEQ_LEN[d]]
-            mine = (self.item_domain[target] == d + 1) & (length > 0)
-            own[mine], has_own[mine] = self.backbone(interaction[DOMAIN_SEQ[d]][mine], length[mine]), True
-        user = interaction[self.USER_ID]
-        return Interaction({self.USER_ID: user, self.ITEM_ID: target, STATE: state, OWN_STATE: own, HAS_OWN: has_own})
+        user, target = interaction[self.USER_ID], interaction[self.ITEM_ID]
+        known = self.last_states(interaction)
+        own = torch.arange(len(target), device=target.device), self.item_domain[target] - 1
+        found = Interaction({key: known[key][own] for key in (OWN_STATE, HAS_OWN)})
+        found.update(Interaction({self.USER_ID: user, self.ITEM_ID: target, STATE: known[STATE]}))
+        return found
 
     # ---- inference -----------------------------------------------------------------------------------------------
 

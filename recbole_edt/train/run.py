@@ -10,7 +10,7 @@ import dataclasses
 import logging
 import re
 import warnings
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -67,11 +67,16 @@ def train_model(experiment: Experiment, name: str) -> results.ModelResult:
     Raises: DataError if another process is training it.
     """
     run_dir = run_directory(experiment, name)
-    if not (run_dir / "result.json").is_file():
-        with alone_in(run_dir):
-            if not (run_dir / "result.json").is_file():  # another process may have ended just before
-                _run(experiment, name, run_dir)
+    _unless_there(run_dir / "result.json", lambda: _run(experiment, name, run_dir))
     return read_result(run_dir)
+
+
+def _unless_there(result: Path, make: Callable[[], None]) -> None:
+    """Make a folder's result, once and by one process alone."""
+    if not result.is_file():
+        with alone_in(result.parent):
+            if not result.is_file():  # another process may have ended just before
+                make()
 
 
 def finished_run(experiment: Experiment, name: str) -> Path:
@@ -99,10 +104,7 @@ def train_on_all(experiment: Experiment, name: str) -> Path:
     """
     run_dir = finished_run(experiment, name)
     folder = run_dir / ALL_DATA
-    if not (folder / "result.json").is_file():
-        with alone_in(folder):
-            if not (folder / "result.json").is_file():
-                _run_on_all(experiment, name, run_dir, folder)
+    _unless_there(folder / "result.json", lambda: _run_on_all(experiment, name, run_dir, folder))
     return folder
 
 
