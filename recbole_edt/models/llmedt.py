@@ -136,7 +136,11 @@ class LLMEDT(TwoDomainModel):
         settings = read_settings(ModelSettings, config)
         super().__init__(config, dataset, settings)
         self.backbone = build_backbone(settings.backbone, config, dataset, self._items(dataset))
-        self.user_adapters = nn.ModuleList(self._user_adapter() for _ in range(2))
+        size = settings.hidden_size
+        released = {key: getattr(settings, f"adapter_{key}") for key in ("activation", "residual", "dropout")}
+        # Fine-tuning starts at the pre-trained scores; the paper gives no initialisation.
+        own = [Adapter(size, settings.adapter_size, size, **released, zero_start=True) for _ in range(2)]
+        self.user_adapters = nn.ModuleList(own)
         if settings.alpha > 0:
             self._read_profiles(dataset)
 
@@ -150,18 +154,6 @@ class LLMEDT(TwoDomainModel):
             assert encoder.ids is not None and text is not None
             encoder.ids.weight.data[1:] = principal_components(text[1:], s.hidden_size)
         return encoder
-
-    def _user_adapter(self) -> Adapter:
-        s = self.settings
-        return Adapter(
-            s.hidden_size,
-            s.adapter_size,
-            s.hidden_size,
-            s.adapter_activation,
-            s.adapter_residual,
-            s.adapter_dropout,
-            zero_start=True,  # fine-tuning starts at the pre-trained scores; the paper gives no initialisation
-        )
 
     @property
     def item_embedding(self) -> ItemEncoder:

@@ -47,10 +47,10 @@ class NextItemTraining(AllPositions):
         if self.loss_type == "SSM":
             return self.sampled_softmax_loss(states, target)
         negative = other_items(target, self.n_items)
+        positive_score, negative_score = ((states * self.item_embedding(item)).sum(-1) for item in (target, negative))
         if self.loss_type == "BCE":
-            score = (states * self.item_embedding(target)).sum(-1), (states * self.item_embedding(negative)).sum(-1)
-            return losses.bce(score[0], score[1].unsqueeze(1))
-        return self.pairwise_loss(states, target, negative)
+            return losses.bce(positive_score, negative_score.unsqueeze(1))
+        return self.loss_fct(positive_score, negative_score)  # RecBole's BPR
 
     def sampled_softmax_loss(self: Any, states: Tensor, target: Tensor) -> Tensor:
         """Softmax of the target among itself and negatives of its domain, which the batch shares."""
@@ -70,12 +70,6 @@ class NextItemTraining(AllPositions):
         """The scores of ``full_sort_predict`` as products."""
         user = self.forward(interaction[self.ITEM_SEQ], interaction[self.ITEM_SEQ_LEN])
         return VectorScores(user, self.item_embedding.weight)
-
-    def pairwise_loss(self: Any, states: Tensor, target: Tensor, negative: Tensor) -> Tensor:
-        """RecBole's BPR loss for states ``[T, H]`` and item ids ``[T]``."""
-        positive_score = (states * self.item_embedding(target)).sum(-1)
-        negative_score = (states * self.item_embedding(negative)).sum(-1)
-        return self.loss_fct(positive_score, negative_score)
 
 
 class _AsCE:

@@ -29,7 +29,7 @@ class Phase:
     prefix: str = ""
     """Of its keys; without one they are RecBole's own."""
     trains: tuple[str, ...] = ()
-    """Modules of the model that train; all others are frozen: no gradient, no dropout. Empty: none is frozen."""
+    """Modules of the model that train; all others are frozen: no gradient, no dropout. Empty: all is left as it is."""
     keeps_states: bool = False
     """Its batches are states of the frozen part (``frozen_states``, ``last_states``), computed once where they fit."""
     new_scores: str = ""

@@ -66,13 +66,11 @@ class ResumableTraining:
         with tqdm(total=self.epochs, initial=self.start_epoch, desc=title, leave=False, disable=quiet) as self.bar:
             result = super().fit(train_data, valid_data, *args, **kwargs)
         self._write_log()  # the last epochs need not have been validated
-        self.phases.append({"phase": self.phase, "ended_by": self._ended_by()})
-        return result
-
-    def _ended_by(self: Any) -> str:
+        ended_by = "early stopping" if self.cur_step > self.stopping_step else "epoch cap"
         if self.config["MODEL_TYPE"] == ModelType.TRADITIONAL:
-            return "no training"  # it only counts
-        return "early stopping" if self.cur_step > self.stopping_step else "epoch cap"
+            ended_by = "no training"  # it only counts
+        self.phases.append({"phase": self.phase, "ended_by": ended_by})
+        return result
 
     def _train_epoch(self: Any, train_data: Any, epoch_idx: int, *args: Any, **kwargs: Any) -> Any:
         if self.run_dir is not None and self.config["model"] not in NOT_RESUMED:
@@ -141,22 +139,35 @@ class ResumableTraining:
     # ---- resume --------------------------------------------------------------------------------------------------
 
     def _save_state(self: Any, train_data: Any, epoch: int) -> None:
-        generator = getattr(train_data, "generator", None)
         state = {
             "config": identity(self.config, self.model),
             "phase": self.phase,
             "epoch": epoch,
             "cur_step": self.cur_step,
             "best_valid_score": float(self.best_valid_score),
+            "state_dict": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+        }
+        write_checkpoint(self.run_dir / "last.pth", {**state, **self.progress(train_data)})
+
+    def progress(self: Any, train_data: Any) -> dict[str, Any]:
+        """How far training has come, beside its weights: the log, and the state of all random numbers."""
+        generator = getattr(train_data, "generator", None)
+        return {
             "best_valid_result": dict(self.best_valid_result or {}),
             "epoch_log": self.epoch_log,
             "phases": self.phases,
-            "state_dict": self.model.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
             "random": random_state(),
             "generator": None if generator is None else generator.get_state(),
         }
-        write_checkpoint(self.run_dir / "last.pth", state)
+
+    def go_on_from(self: Any, progress: dict[str, Any], train_data: Any) -> None:
+        """Training as it stood when its `progress` was taken."""
+        self.best_valid_result = progress["best_valid_result"] or None
+        self.epoch_log, self.phases = progress["epoch_log"], progress["phases"]
+        if progress["generator"] is not None:
+            train_data.generator.set_state(progress["generator"].cpu())
+        set_random_state(progress["random"])
 
     def _saved_state(self: Any) -> dict[str, Any] | None:
         path = None if self.run_dir is None else self.run_dir / "last.pth"
@@ -167,13 +178,9 @@ class ResumableTraining:
     def _restore(self: Any, state: dict[str, Any], train_data: Any) -> None:
         self.start_epoch, self.cur_step = state["epoch"], state["cur_step"]
         self.best_valid_score = state["best_valid_score"]
-        self.best_valid_result = state["best_valid_result"] or None
-        self.epoch_log, self.phases = state["epoch_log"], state["phases"]
         take_weights(self.model, state, self.config, self.run_dir / "last.pth")
         self.optimizer.load_state_dict(state["optimizer"])
-        if state["generator"] is not None:
-            train_data.generator.set_state(state["generator"].cpu())
-        set_random_state(state["random"])
+        self.go_on_from(state, train_data)
 
 
 def prefetched(batches: Iterable[Interaction], device: Any) -> Iterator[Interaction]:

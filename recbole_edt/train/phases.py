@@ -19,7 +19,7 @@ from recbole_edt.errors import DataError
 from recbole_edt.models.base import read_settings
 from recbole_edt.models.parts.batch_fields import STATE
 from recbole_edt.models.registry import METHODS, Phase
-from recbole_edt.train.checkpoints import load_checkpoint, random_state, set_random_state, take_weights
+from recbole_edt.train.checkpoints import load_checkpoint, take_weights
 from recbole_edt.train.dataset import SequenceLoader
 from recbole_edt.train.loop import ResumableTraining
 
@@ -160,8 +160,9 @@ class PhaseTrainer(ResumableTraining, Trainer):
                 loaders = over_frozen_states(self.model, *loaders)
             super().fit(*loaders, verbose, saved or place < len(phases) - 1, show_progress, callback_fn)
             state = None
-            if place == n_shared - 1:
-                self._share(files[place], train_data)
+            if place == n_shared - 1:  # with the state of all random numbers, so that what follows is the same
+                checkpoint = load_checkpoint(Path(files[place]), self.device)
+                write_checkpoint(self.shared, {"checkpoint": checkpoint, **self.progress(train_data)})
         return self.best_valid_score, self.best_valid_result
 
     def _take_best(self, path: str) -> None:
@@ -191,28 +192,12 @@ class PhaseTrainer(ResumableTraining, Trainer):
         key = phase.key(name)
         return self.values.get(key, self.config[key])
 
-    def _share(self, path: str, train_data: Any) -> None:
-        """Keep the best weights, the log, and the state of all random numbers, so that what follows is the same."""
-        assert self.shared is not None
-        state = {
-            "checkpoint": load_checkpoint(Path(path), self.device),
-            "best_valid_result": dict(self.best_valid_result or {}),
-            "epoch_log": self.epoch_log,
-            "phases": self.phases,
-            "random": random_state(),
-            "generator": train_data.generator.get_state(),
-        }
-        write_checkpoint(self.shared, state)
-
     def _take_shared(self, path: str, train_data: Any) -> None:
         assert self.shared is not None
         state = load_checkpoint(self.shared, self.device)
         write_checkpoint(path, state["checkpoint"])
         self.best_valid_score = state["checkpoint"]["best_valid_score"]
-        self.best_valid_result = state["best_valid_result"] or None
-        self.epoch_log, self.phases = state["epoch_log"], state["phases"]
-        train_data.generator.set_state(state["generator"].cpu())
-        set_random_state(state["random"])
+        self.go_on_from(state, train_data)
         self._write_log()  # nothing else does where the last phase has no epochs
 
 

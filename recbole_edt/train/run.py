@@ -148,12 +148,17 @@ def open_run(experiment: Experiment, name: str, run_dir: Path) -> tuple[Any, Any
 
 
 def _write_ranks(experiment: Experiment, ranks: pd.DataFrame, path: Path) -> None:
-    tokens = experiment.dataset.field2id_token
-    users, items = tokens[experiment.dataset.uid_field], tokens[experiment.dataset.iid_field]
+    """With labels of each test row for the report's groups, from raw training rows."""
+    dataset = experiment.dataset
+    rows = dataset.sequences.raw(dataset.item_domain)
+    train, domain = rows.mark == split.TRAIN, dataset.item_domain.numpy()
+    real = ~dataset.virtual.numpy() & (domain > 0)
+    groups = standard_groups(ranks, rows.user[train].numpy(), rows.item[train].numpy(), domain, real)
     about = {**ranks.attrs, "split_hash": experiment.split_hash}
-    ranks = ranks.assign(**_groups(experiment, ranks))
+    ranks = ranks.assign(**groups)
     ranks.attrs = about
-    write_ranks(ranks, path, users, items)
+    tokens = dataset.field2id_token
+    write_ranks(ranks, path, tokens[dataset.uid_field], tokens[dataset.iid_field])
 
 
 def validate_model(experiment: Experiment, name: str, run_dir: Path) -> dict[str, Any]:
@@ -201,12 +206,8 @@ def _fitted(experiment: Experiment, name: str, run_dir: Path, everything: bool =
     config = recbole_config(experiment.settings, name, experiment.settings.augmented, run_dir)
     write_text(run_dir / "config.yaml", as_yaml(config))
     init_seed(config["seed"], config["reproducibility"])
-    if everything:
-        part = experiment.dataset.for_model(config).everything(sees_generated(config), _rows_of(config, name))
-        (train_data, cls), valid_data, test_data = _training(config, name, part), None, None
-    else:
-        train_data, valid_data, test_data, cls = loaders(experiment, config, name)
-        part = train_data._dataset
+    train_data, valid_data, test_data, cls = loaders(experiment, config, name, everything)
+    part = train_data._dataset
     model = cls(config, part).to(config["device"])
     trainer = make_trainer(experiment, config, model, run_dir, part)
     with _log_to(run_dir / "log.txt"):
@@ -278,26 +279,23 @@ def _remove_leftovers(run_dir: Path) -> None:
         leftover.unlink(missing_ok=True)
 
 
-def loaders(experiment: Experiment, config: Any, name: str) -> tuple[Any, Any, Any, type]:
-    """Loaders of the three parts, and the model's class, for the rows that this model trains on."""
-    parts = experiment.dataset.for_model(config).parts(sees_generated(config), _rows_of(config, name))
-    train_data, cls = _training(config, name, parts[0])
-    return train_data, eval_loader(config, parts[1]), eval_loader(config, parts[2]), cls
-
-
-def _rows_of(config: Any, name: str) -> str:
-    """The rows of ``EDTDataset.parts`` that a model trains on."""
-    if by_sequence(name, config["training"]):
-        return rows_for(config) if name in METHODS else SEQUENCE_ROWS[name]
-    return "prefix" if config["MODEL_TYPE"] == ModelType.SEQUENTIAL else "pairs"
-
-
-def _training(config: Any, name: str, train: EDTDataset) -> tuple[Any, type]:
-    """Loader of a training part, and the model's class."""
-    if by_sequence(name, config["training"]):
-        return SequenceLoader(train, config["train_batch_size"], config["seed"]), trained_on(train.training, name)
-    sampler = create_samplers(config, train, [train] * 3)[0]  # by popularity it would count held-out rows, too
-    return get_dataloader(config, "train")(config, train, sampler, shuffle=config["shuffle"]), get_model(name)
+def loaders(experiment: Experiment, config: Any, name: str, everything: bool = False) -> tuple[Any, Any, Any, type]:
+    """Loaders of the three parts, or of all rows for training alone, and the class of this model on such rows."""
+    whole = by_sequence(name, config["training"])
+    if whole:
+        rows = rows_for(config) if name in METHODS else SEQUENCE_ROWS[name]
+    else:
+        rows = "prefix" if config["MODEL_TYPE"] == ModelType.SEQUENTIAL else "pairs"
+    view, generated = experiment.dataset.for_model(config), sees_generated(config)
+    train, *held_out = [view.everything(generated, rows)] if everything else view.parts(generated, rows)
+    if whole:
+        train_data, cls = SequenceLoader(train, config["train_batch_size"], config["seed"]), trained_on(rows, name)
+    else:
+        sampler = create_samplers(config, train, [train] * 3)[0]  # by popularity it would count held-out rows, too
+        loader, cls = get_dataloader(config, "train"), get_model(name)
+        train_data = loader(config, train, sampler, shuffle=config["shuffle"])
+    valid_data, test_data = [eval_loader(config, part) for part in held_out] or (None, None)
+    return train_data, valid_data, test_data, cls
 
 
 def make_trainer(
@@ -335,17 +333,6 @@ def _n_targets(part: EDTDataset) -> int:
         train &= ~part.sequences.generated
     first = part.sequences.first == torch.arange(len(train))
     return int((train & ~first).sum() if part.training in ("sequence", "prefix") else train.sum())
-
-
-def _groups(experiment: Experiment, ranks: pd.DataFrame) -> dict[str, Any]:
-    """Labels of each test row for the report's groups, from raw training rows."""
-    dataset = experiment.dataset
-    rows = dataset.sequences.raw(dataset.item_domain)
-    train = rows.mark == split.TRAIN
-    real = (~dataset.virtual).numpy() & (dataset.item_domain > 0).numpy()
-    return standard_groups(
-        ranks, rows.user[train].numpy(), rows.item[train].numpy(), dataset.item_domain.numpy(), real
-    )
 
 
 class _PlainFormatter(logging.Formatter):
