@@ -23,6 +23,7 @@ class Toy(TwoDomainModel):
         "The toy",
         (ToySettings,),
         text=False,
+        recbole={"learner": "sgd"},
         phases=(Phase("warm", "warm_", ("backbone",)), Phase("train", trains=("scale", "backbone"))),
     )
 

@@ -114,6 +114,8 @@ class EDTConfig(Config):
     def _load_internal_config_dict(self, model: str, model_class: type, dataset: str) -> None:
         super()._load_internal_config_dict(model, model_class, dataset)
         self.internal_config_dict.update(RUN_DEFAULTS)
+        if model in METHODS:
+            self.internal_config_dict.update(METHODS[model].recbole)
         if model_class.type != ModelType.SEQUENTIAL:
             return
         merged = {**self.internal_config_dict, **self.external_config_dict}

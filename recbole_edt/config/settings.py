@@ -358,7 +358,7 @@ def _check_models(kwargs: dict[str, Any], fault: Fault) -> None:
     models = kwargs.get("models", Settings.models)
     models = models.replace(",", " ").split() if isinstance(models, str) else models
     if not isinstance(models, list | tuple) or not models:
-        fault("models", f"models: expected names such as [SASRec, LLMEDT], found {models!r}")
+        fault("models", f"models: expected names such as [SASRec, {DEFAULT}], found {models!r}")
         models = Settings.models
     for place, model in enumerate(models):
         _check_model_name("models", model, fault)

@@ -160,6 +160,11 @@ class LLMEDT(TwoDomainModel):
         """The item encoder, held by the backbone."""
         return self.backbone.item_embedding
 
+    @property
+    def finetuned(self) -> bool:
+        """Whether its training has the second phase."""
+        return len(self.trained_phases) > 1
+
     def item_vectors(self, items: Tensor) -> Tensor:
         return self.item_embedding(items)
 

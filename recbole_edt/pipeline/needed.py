@@ -9,15 +9,15 @@ from recbole_edt.config.settings import Settings
 from recbole_edt.data import atomic
 from recbole_edt.files import is_current, read_json, write_manifest
 from recbole_edt.llm.prices import Usage
-from recbole_edt.models.registry import read_by
+from recbole_edt.models.registry import METHODS, read_by
 from recbole_edt.pipeline import stages
 from recbole_edt.pipeline.model_access import LiveWriter
 from recbole_edt.text.vectors import EmbeddingTable
 
 
 def make_for(settings: Settings, models: Sequence[str], say: stages.Say) -> None:
-    """The stages embed, augment and profile, or where none of the models reads what they make, the rows as they are."""
-    if not any(reads_more(settings, model) for model in models):
+    """The stages embed, augment and profile, or where no method among the models reads of them, the rows as they are."""
+    if raw_rows_suffice(settings, models):
         keep_rows(settings)
         return
     opened = partial(LiveWriter, spent=Usage())  # one account for all
@@ -25,10 +25,14 @@ def make_for(settings: Settings, models: Sequence[str], say: stages.Say) -> None
         stage(settings, say, opened)
 
 
-def reads_more(settings: Settings, model: str) -> bool:
-    """Whether a model reads more than raw rows."""
-    values = {**settings.recbole, **(settings.model_settings.get(model) or {})}
-    return bool(read_by(model, values.get("use_generated")))
+def raw_rows_suffice(settings: Settings, models: Sequence[str]) -> bool:
+    """Whether there is a method among the models, and none of them reads more than raw rows.
+
+    For models of RecBole alone all is made: they may be compared with a method later.
+    """
+    given = [{**settings.recbole, **(settings.model_settings.get(model) or {})} for model in models]
+    read = [read_by(model, own.get("use_generated")) for model, own in zip(models, given, strict=True)]
+    return any(model in METHODS for model in models) and not any(read)
 
 
 def keep_rows(settings: Settings) -> None:

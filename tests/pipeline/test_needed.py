@@ -14,6 +14,7 @@ from recbole_edt.config.settings import load_settings
 from recbole_edt.experiments import compare
 from recbole_edt.files import read_json
 from recbole_edt.models import registry
+from recbole_edt.pipeline import dry_run
 from recbole_edt.recommend.recommender import load
 from recbole_edt.train import comparison, run
 from recbole_edt.train.checkpoints import load_checkpoint
@@ -40,9 +41,19 @@ def test_a_method_without_text_and_profiles_makes_nobody_embed_or_profile():
     settings, run_dir = run_all(model="Toy")
     assert settings.pipelines == () and not settings.profile_kinds
     assert made() == {"tiny-edt.inter", "tiny-edt.item", "rows.json"}
+    said: list[str] = []
+    dry_run.dry_run(settings, None, said.append)
+    assert said == ["no language model and no endpoint would be asked"] and not Path("llm_cache").exists()
     assert load(run_dir).recommend(["f1", "k3"], k=4, domain="food").shape[0] == 4
     result = read_json(run_dir / "result.json")
     assert result["artefacts_hash"] == "" and not result["sees_generated"]
+
+
+def test_beside_it_models_of_recbole_read_raw_rows_and_alone_they_have_all_made():
+    run_all(models=["SASRec", "Toy"])
+    assert "embed.json" not in made()
+    run_all(model="SASRec")
+    assert {"embed.json", "augment.json", "profile.json"} <= made()
 
 
 def test_its_run_is_the_same_where_rows_were_augmented_for_others_which_stay():
@@ -81,6 +92,7 @@ def test_a_module_that_a_phase_does_not_name_stays_as_it_was():
     model = cls(config, train_data._dataset)
     before = {key: value.clone() for key, value in model.state_dict().items()}
     trainer = run.make_trainer(experiment, config, model, Path("again"), train_data._dataset)
+    assert type(trainer.optimizer) is torch.optim.SGD  # the method's own default for RecBole's key
     trainer.fit(train_data, valid_data)
     after = load_checkpoint(Path("again/best.pth.warm"))["state_dict"]
     changed = {key.partition(".")[0] for key in before if not torch.equal(before[key], after[key])}
