@@ -14,9 +14,8 @@ from torch import Tensor
 
 from recbole_edt.models.parts import losses
 from recbole_edt.models.parts.batch_fields import TARGET_SEQ, VectorScores
-from recbole_edt.models.parts.faster import quicken_dropout
 from recbole_edt.models.parts.masking import other_items, random_mask
-from recbole_edt.models.parts.states import AllPositions, PreNorm, full_precision, mixed_precision
+from recbole_edt.models.parts.states import AllPositions, ConfigView, Masking, PreNorm, full_precision, mixed_precision
 from recbole_edt.models.registry import METHODS, model_class
 
 # Model to the rows it trains on; every other model keeps RecBole's own way.
@@ -28,7 +27,9 @@ class NextItemTraining(AllPositions):
 
     def __init__(self: Any, config: Any, dataset: Any) -> None:
         loss_type = config["loss_type"]
-        super().__init__(config if loss_type in ("BPR", "CE") else _AsCE(config), dataset)  # type: ignore[call-arg]
+        # RecBole's constructors refuse any loss but their own two.
+        known = config if loss_type in ("BPR", "CE") else ConfigView(config, {"loss_type": "CE"})
+        super().__init__(known, dataset)  # type: ignore[call-arg]
         self.loss_type = loss_type
         self.n_negatives = config["n_negatives"] or 1
         self.register_buffer("item_domain", dataset.item_domain, persistent=False)  # [N] 0 padding, 1 A, 2 B
@@ -72,24 +73,8 @@ class NextItemTraining(AllPositions):
         return VectorScores(user, self.item_embedding.weight)
 
 
-class _AsCE:
-    """A configuration whose loss RecBole's constructors know; they refuse any but their own two."""
-
-    def __init__(self, config: Any) -> None:
-        self._config = config
-
-    def __getitem__(self, key: str) -> Any:
-        return "CE" if key == "loss_type" else self._config[key]
-
-
-class MaskedItemTraining:
+class MaskedItemTraining(Masking):
     """First base of BERT4Rec: a fresh mask over whole sequences each step, and no Python loop over the batch."""
-
-    def __init__(self: Any, config: Any, dataset: Any) -> None:
-        super().__init__(config, dataset)  # type: ignore[call-arg]
-        self.ft_ratio = config["ft_ratio"]  # RecBole keeps it in a batch transform
-        self.mixed_precision = bool(config["enable_amp"])
-        quicken_dropout(self)
 
     def calculate_loss(self: Any, interaction: Any) -> Tensor:
         """CE at the masked positions; a share ``ft_ratio`` of the rows has its last item masked instead."""

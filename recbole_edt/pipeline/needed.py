@@ -16,7 +16,7 @@ from recbole_edt.text.vectors import EmbeddingTable
 
 
 def make_for(settings: Settings, models: Sequence[str], say: stages.Say) -> None:
-    """The stages embed, augment and profile, or where no method among the models reads of them, the rows as they are."""
+    """The stages embed, augment and profile; where no method among the models reads of them, the rows as they are."""
     if raw_rows_suffice(settings, models):
         keep_rows(settings)
         return
