@@ -20,7 +20,7 @@ setup(
     packages=find_packages(include=["recbole_edt", "recbole_edt.*"]),
     package_data={
         "recbole_edt": [
-            *("llm/*.yaml", "llm/templates/*.txt", "models/properties/*.yaml", "render/pages/*"),
+            *("llm/*.yaml", "llm/templates/*.txt", "render/pages/*"),
             *("experiments/*.yaml", "experiments/spaces/*.yaml"),
         ]
     },

@@ -38,7 +38,7 @@ from recbole_edt.errors import ConfigError, is_whole
 from recbole_edt.evaluate.metrics import METRICS
 from recbole_edt.files import TOO_DEEP, read_file, read_yaml
 from recbole_edt.llm.settings import LLMConfig, is_near, is_same_server
-from recbole_edt.models.registry import DEFAULT, METHODS
+from recbole_edt.models.registry import DEFAULT, METHODS, NO_PROFILES
 from recbole_edt.profile.settings import SRA, ProfileConfig
 from recbole_edt.text.embedders import ENDPOINT
 
@@ -268,15 +268,18 @@ def _with_pipelines(settings: Settings) -> Settings:
     models = [settings.model] if "model" in given else []
     # LLM-EDT's before other methods': "profile", beside which the paper's cost stands, is then its own.
     others = settings.models if "models" in given or not models else []
-    models += sorted(others, key=lambda model: model != "LLMEDT")
-    kinds = [profiles_of(settings, model) for model in models if model in METHODS] or [settings.profile.pipeline]
-    return replace(
-        settings, pipelines=tuple(dict.fromkeys(kinds)), profile=replace(settings.profile, pipeline=kinds[0])
-    )
+    models += sorted(others, key=lambda model: model != DEFAULT)
+    methods = [model for model in models if model in METHODS]
+    kinds = [profiles_of(settings, model) for model in methods] or [settings.profile.pipeline]
+    kinds = [kind for kind in dict.fromkeys(kinds) if kind != NO_PROFILES]
+    first = kinds[0] if kinds else settings.profile.pipeline
+    return replace(settings, pipelines=tuple(kinds), profile=replace(settings.profile, pipeline=first))
 
 
 def profiles_of(settings: Settings, model: str) -> str:
     """The kind of profiles that a method reads: that of its key ``profiles``, of ``profile.pipeline``, or its own."""
+    if METHODS[model].profiles == NO_PROFILES:
+        return NO_PROFILES
     chosen = {**settings.recbole, **(settings.model_settings.get(model) or {})}.get("profiles")
     given = "pipeline" in (settings.given.get("profile") or {})
     return chosen or (settings.profile.pipeline if given else METHODS[model].profiles)
@@ -355,7 +358,7 @@ def _check_models(kwargs: dict[str, Any], fault: Fault) -> None:
     models = kwargs.get("models", Settings.models)
     models = models.replace(",", " ").split() if isinstance(models, str) else models
     if not isinstance(models, list | tuple) or not models:
-        fault("models", f"models: expected names such as [SASRec, LLMEDT], found {models!r}")
+        fault("models", f"models: expected names such as [SASRec, {DEFAULT}], found {models!r}")
         models = Settings.models
     for place, model in enumerate(models):
         _check_model_name("models", model, fault)

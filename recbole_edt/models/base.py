@@ -5,6 +5,7 @@ A method says what a user's vector in each domain is and what an item's vector i
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from typing import Any, NamedTuple, TypeVar
 
@@ -13,7 +14,7 @@ import torch
 from recbole.model.abstract_recommender import SequentialRecommender
 from recbole.utils import InputType
 from sklearn.decomposition import PCA
-from torch import Tensor
+from torch import Tensor, nn
 
 from recbole_edt.errors import ConfigError, choice_faults, kind_of, same_kind
 from recbole_edt.models.parts import losses
@@ -21,6 +22,7 @@ from recbole_edt.models.parts.backbones import PRE_NORM, backbone_faults
 from recbole_edt.models.parts.batch_fields import LAST_WINDOW, TARGET_SEQ, VectorScores
 from recbole_edt.models.parts.item_encoder import Adapter
 from recbole_edt.models.parts.negatives import DomainSampler
+from recbole_edt.models.registry import Method, Phase
 from recbole_edt.text.clusters import normalise
 
 LOSS_TYPES = ("BPR", "BCE", "CE", "SSM")
@@ -91,8 +93,8 @@ class Predictions(NamedTuple):
 class TwoDomainModel(SequentialRecommender):
     """First base of a method.
 
-    A method sets ``backbone``, the one that reads the mixed sequence, and defines ``calculate_loss``,
-    ``user_vectors``, ``item_vectors`` and ``item_table``.
+    A method says in ``method`` what it is, sets ``backbone``, the one that reads the mixed sequence, and defines
+    ``calculate_loss``, ``user_vectors``, ``item_vectors`` and ``item_table``. ``phase`` names the phase it is in.
 
     Args:
         config: a RecBole configuration.
@@ -101,12 +103,16 @@ class TwoDomainModel(SequentialRecommender):
     """
 
     input_type = InputType.PAIRWISE
+    method: Method
     settings: Any
     backbone: Any
 
     def __init__(self, config: Any, dataset: Any, settings: CommonSettings) -> None:
         super().__init__(config, dataset)
         self.settings = settings
+        phases = self.method.phases
+        self.trained_phases = [one for one in phases if config[one.key("epochs")] != 0] or [phases[0]]
+        self._phase = self.trained_phases[0]
         self.register_buffer("item_domain", dataset.item_domain, persistent=False)  # [N] 0 padding, 1 A, 2 B
         # Virtual items may be negatives in training (method), but are never scored.
         domain, virtual = dataset.item_domain.to(self.device), dataset.virtual.to(self.device)
@@ -124,8 +130,37 @@ class TwoDomainModel(SequentialRecommender):
         width = profiles.shape[1]
         self.profile_adapter = Adapter(width, max(1, width // 2), self.settings.hidden_size)
 
+    # ---- phases --------------------------------------------------------------------------------------------------
+
+    @property
+    def phase(self) -> str:
+        """Name of the phase it is in."""
+        return self._phase.name
+
+    def start(self, phase: Phase) -> None:
+        """Begin a phase: where it trains some modules, all others have no gradient and no dropout."""
+        self._phase = phase
+        if phase.trains:
+            self.requires_grad_(False)
+            self.zero_grad()  # those of the phase before would count in clip_grad_norm
+            for name in phase.trains:
+                getattr(self, name).requires_grad_(True)
+
     def to_last_phase(self) -> None:
         """Into the state in which training ends; for weights that are loaded."""
+        self.start(self.trained_phases[-1])
+
+    def train(self, mode: bool = True) -> TwoDomainModel:
+        super().train(mode)
+        if self._phase.trains:
+            for name, module in self.named_children():
+                module.train(mode and name in self._phase.trains)
+        return self
+
+    def used_parameters(self) -> Iterator[nn.Parameter]:
+        """All but those of modules that only a phase without epochs would train."""
+        idle = tuple(f"{name}." for one in self.method.phases if one not in self.trained_phases for name in one.trains)
+        return (one for name, one in self.named_parameters() if not name.startswith(idle))
 
     # ---- what a method defines -----------------------------------------------------------------------------------
 

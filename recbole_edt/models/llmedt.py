@@ -6,7 +6,6 @@ sequence (Eq. 8, 9, 13, 14); in the phase ``finetune`` only the user adapters ar
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +20,7 @@ from recbole_edt.models.parts import losses
 from recbole_edt.models.parts.backbones import build_backbone, item_encoder
 from recbole_edt.models.parts.batch_fields import DOMAIN_SEQ, DOMAIN_SEQ_LEN, HAS_OWN, OWN_STATE, STATE, TARGET_SEQ
 from recbole_edt.models.parts.item_encoder import Adapter, ItemEncoder
+from recbole_edt.models.registry import Method, Phase
 
 
 @dataclass(frozen=True)
@@ -111,15 +111,36 @@ class LLMEDT(TwoDomainModel):
     Raises: ConfigError for values out of range, DataError if vectors are missing.
     """
 
+    method = Method(
+        title="LLM-EDT",
+        settings=(ModelSettings, PhaseConfig),
+        profiles="sra",
+        use_generated=True,
+        phases=(
+            Phase("pretrain"),
+            Phase("finetune", "finetune_", ("user_adapters",), keeps_states=True, new_scores="adapter_residual"),
+        ),
+        variants={  # table 3, by the paper's names
+            "w/o Aug.": {"augment.insertion": "none"},
+            "w/o Filtering": {"augment.filter": False},
+            "w/o Inserting": {"augment.insertion": "append"},
+            "Random Inserting": {"augment.insertion": "random"},
+            "w/o DFT": {"finetune_epochs": 0},
+            "w/o Profiling": {"alpha": 0},
+            "w/o S-R-A": {"profile.pipeline": "plain"},
+        },
+    )
     settings: ModelSettings
 
     def __init__(self, config: Any, dataset: Any) -> None:
-        settings = ModelSettings.read(config)
+        settings = read_settings(ModelSettings, config)
         super().__init__(config, dataset, settings)
-        self.phase = "pretrain"
-        self.finetuned = config["finetune_epochs"] != 0
         self.backbone = build_backbone(settings.backbone, config, dataset, self._items(dataset))
-        self.user_adapters = nn.ModuleList(self._user_adapter() for _ in range(2))
+        size = settings.hidden_size
+        released = {key: getattr(settings, f"adapter_{key}") for key in ("activation", "residual", "dropout")}
+        # Fine-tuning starts at the pre-trained scores; the paper gives no initialisation.
+        own = [Adapter(size, settings.adapter_size, size, **released, zero_start=True) for _ in range(2)]
+        self.user_adapters = nn.ModuleList(own)
         if settings.alpha > 0:
             self._read_profiles(dataset)
 
@@ -134,22 +155,15 @@ class LLMEDT(TwoDomainModel):
             encoder.ids.weight.data[1:] = principal_components(text[1:], s.hidden_size)
         return encoder
 
-    def _user_adapter(self) -> Adapter:
-        s = self.settings
-        return Adapter(
-            s.hidden_size,
-            s.adapter_size,
-            s.hidden_size,
-            s.adapter_activation,
-            s.adapter_residual,
-            s.adapter_dropout,
-            zero_start=True,  # fine-tuning starts at the pre-trained scores; the paper gives no initialisation
-        )
-
     @property
     def item_embedding(self) -> ItemEncoder:
         """The item encoder, held by the backbone."""
         return self.backbone.item_embedding
+
+    @property
+    def finetuned(self) -> bool:
+        """Whether its training has the second phase."""
+        return len(self.trained_phases) > 1
 
     def item_vectors(self, items: Tensor) -> Tensor:
         return self.item_embedding(items)
@@ -157,30 +171,6 @@ class LLMEDT(TwoDomainModel):
     @property
     def item_table(self) -> Tensor:
         return self.item_embedding.weight
-
-    def used_parameters(self) -> Iterator[nn.Parameter]:
-        """All but the user adapters where there is no fine-tuning."""
-        named = self.named_parameters()
-        return (one for name, one in named if self.finetuned or not name.startswith("user_adapters."))
-
-    # ---- phases --------------------------------------------------------------------------------------------------
-
-    def start_finetuning(self) -> None:
-        """Freeze everything but the two user adapters: no gradient, no dropout (section 3.3.2)."""
-        self.phase = "finetune"
-        self.requires_grad_(False)
-        self.zero_grad()  # those of pre-training would count in clip_grad_norm
-        self.user_adapters.requires_grad_(True)
-
-    def to_last_phase(self) -> None:
-        if self.finetuned:
-            self.start_finetuning()
-
-    def train(self, mode: bool = True) -> LLMEDT:
-        super().train(mode)
-        if self.phase == "finetune":
-            self.backbone.eval()
-        return self
 
     # ---- training ------------------------------------------------------------------------------------------------
 
@@ -241,15 +231,12 @@ class LLMEDT(TwoDomainModel):
         return Interaction({self.USER_ID: user, self.ITEM_ID: target, STATE: state, OWN_STATE: own, HAS_OWN: has_own})
 
     def _states_of_rows(self, interaction: Any) -> Interaction:
-        target = interaction[self.ITEM_ID]
-        state = self.backbone(interaction[self.ITEM_SEQ], interaction[self.ITEM_SEQ_LEN])
-        own, has_own = torch.zeros_like(state), torch.zeros_like(target, dtype=torch.bool)
-        for d in (0, 1):
-            length = interaction[DOMAIN_SEQ_LEN[d]]
-            mine = (self.item_domain[target] == d + 1) & (length > 0)
-            own[mine], has_own[mine] = self.backbone(interaction[DOMAIN_SEQ[d]][mine], length[mine]), True
-        user = interaction[self.USER_ID]
-        return Interaction({self.USER_ID: user, self.ITEM_ID: target, STATE: state, OWN_STATE: own, HAS_OWN: has_own})
+        user, target = interaction[self.USER_ID], interaction[self.ITEM_ID]
+        known = self.last_states(interaction)
+        own = torch.arange(len(target), device=target.device), self.item_domain[target] - 1
+        found = Interaction({key: known[key][own] for key in (OWN_STATE, HAS_OWN)})
+        found.update(Interaction({self.USER_ID: user, self.ITEM_ID: target, STATE: known[STATE]}))
+        return found
 
     # ---- inference -----------------------------------------------------------------------------------------------
 

@@ -88,7 +88,7 @@ def test_a_batch_with_one_profile_has_no_alignment_term(ready):
 
 
 def finetuned(model: LLMEDT) -> LLMEDT:
-    model.start_finetuning()
+    model.start(model.method.phases[1])
     for adapter in model.user_adapters:
         torch.nn.init.normal_(adapter.outer.weight)
         torch.nn.init.normal_(adapter.outer.bias)
@@ -156,7 +156,7 @@ def test_finetuning_starts_at_the_pretrained_scores(ready):
     batch = next(iter(test_data))[0]
     with torch.no_grad():
         before = model.full_sort_predict(batch)
-        model.start_finetuning()
+        model.start(model.method.phases[1])
         model.eval()
         after = model.full_sort_predict(batch)
     torch.testing.assert_close(before, after)
@@ -164,7 +164,7 @@ def test_finetuning_starts_at_the_pretrained_scores(ready):
 
 def test_only_the_user_adapters_change_in_finetuning_and_dropout_is_off(ready):
     model, train_data, _ = ready(hidden_dropout_prob=0.5, attn_dropout_prob=0.5)
-    model.start_finetuning()
+    model.start(model.method.phases[1])
     model.train()
     before = {name: value.clone() for name, value in model.state_dict().items()}
     optimizer = torch.optim.Adam(model.user_adapters.parameters(), 0.1)
@@ -202,7 +202,7 @@ def test_every_loss_and_representation_learns_in_both_phases(ready, loss_type, r
     batch = next(iter(train_data))
     for phase in ("pretrain", "finetune"):
         if phase == "finetune":
-            model.start_finetuning()
+            model.start(model.method.phases[1])
         optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], 0.01)
         curve = []
         for step in range(25):

@@ -24,9 +24,8 @@ from recbole_edt.models.parts.batch_fields import OWN_STATE, STATE, TARGET_SEQ
 from recbole_edt.train import comparison
 from recbole_edt.train.checkpoints import load_checkpoint, load_weights, random_state, set_random_state
 from recbole_edt.train.loop import NOT_RESUMED, ResumableTraining
-from recbole_edt.train.phases import FrozenHistories
+from recbole_edt.train.phases import FrozenHistories, FrozenStates
 from recbole_edt.train.run import loaders, make_trainer
-from recbole_edt.train.sequences import FrozenStates
 
 
 @pytest.fixture
@@ -115,7 +114,7 @@ def test_a_model_with_counters_of_its_own_that_was_killed_is_trained_anew_to_the
 def test_states_that_were_kept_give_the_losses_of_states_computed_anew(run):
     trainer, train_data, *_ = run("LLMEDT", "run", hidden_dropout_prob=0.5)
     model = trainer.model
-    model.start_finetuning()
+    model.start(model.method.phases[1])
     model.train()
     for adapter in model.user_adapters:
         torch.nn.init.normal_(adapter.outer.weight)
@@ -132,8 +131,8 @@ def test_states_that_were_kept_give_the_losses_of_states_computed_anew(run):
 
 def test_states_too_large_to_keep_are_computed_for_each_batch(run, workplace, monkeypatch):
     monkeypatch.setattr("recbole_edt.train.phases.STATE_CACHE_BYTES", 0)
-    for one in ("sequences.FrozenStates", "phases.FrozenHistories"):
-        monkeypatch.setattr(f"recbole_edt.train.{one}.__init__", None)  # would fail if it were made
+    for one in ("FrozenStates", "FrozenHistories"):
+        monkeypatch.setattr(f"recbole_edt.train.phases.{one}.__init__", None)  # would fail if it were made
     trainer, train_data, valid_data, _ = run("LLMEDT", "run")
     trainer.fit(train_data, valid_data)
     assert [row["phase"] for row in trainer.epoch_log][-1] == "finetune"
@@ -143,7 +142,7 @@ def test_states_too_large_to_keep_are_computed_for_each_batch(run, workplace, mo
 def test_histories_whose_states_were_kept_are_ranked_as_they_were_without(run, monkeypatch, backbone):
     trainer, _, valid_data, _ = run("LLMEDT", "run", backbone=backbone)
     model = trainer.model
-    model.start_finetuning()
+    model.start(model.method.phases[1])
     for adapter in model.user_adapters:
         torch.nn.init.normal_(adapter.outer.weight)
     expected = trainer.evaluate(valid_data, load_best_model=False), trainer.evaluator.ranks
@@ -183,8 +182,10 @@ def test_without_finetuning_the_pretrained_checkpoint_is_the_result(run, workpla
     trainer, train_data, valid_data, _ = run("LLMEDT", "run", finetune_epochs=0)
     trainer.fit(train_data, valid_data)
     assert {row["phase"] for row in trainer.epoch_log} == {"pretrain"}
+    whole, *data = run("LLMEDT", "whole")
+    whole.fit(*data[:2])
     one = weights(workplace / "run")
-    other = load_checkpoint(workplace / "run" / "best.pth.pretrain")["state_dict"]
+    other = load_checkpoint(workplace / "whole" / "best.pth.pretrain")["state_dict"]
     assert all(torch.equal(one[key], other[key]) for key in one)
 
 
@@ -214,14 +215,14 @@ def test_a_model_that_was_not_finetuned_ranks_by_its_pretraining_when_it_is_load
 def test_gradients_of_pretraining_do_not_clip_those_of_finetuning(run):
     trainer, train_data, *_ = run("LLMEDT", "run")
     sum(trainer.model.calculate_loss(next(iter(train_data)))).backward()
-    trainer.model.start_finetuning()
+    trainer.model.start(trainer.model.method.phases[1])
     assert all(parameter.grad is None for parameter in trainer.model.parameters())
 
 
 @pytest.mark.parametrize("backbone", ["SASRec", "GRU4Rec"])
 def test_mixed_precision_leaves_losses_outside_with_loaders_that_are_not_ours(run, workplace, backbone):
     trainer, train_data, *_ = run("LLMEDT", "run", enable_amp=True, backbone=backbone)
-    trainer.model.start_finetuning()
+    trainer.model.start(trainer.model.method.phases[1])
     trainer.run_dir = None
     loss = trainer._train_epoch(list(train_data), 0)  # autocast around the whole step would end in mixed types
     assert np.isfinite(loss).all()
