@@ -189,6 +189,22 @@ def test_without_finetuning_the_pretrained_checkpoint_is_the_result(run, workpla
     assert all(torch.equal(one[key], other[key]) for key in one)
 
 
+def test_finetuning_starts_from_the_best_pretrained_epoch_and_not_from_the_last(run, workplace, monkeypatch):
+    trainer, train_data, valid_data, _ = run("LLMEDT", "run", epochs=3, finetune_epochs=1)
+    scores = iter([0.5, 0.4, 0.3, 0.2])
+    monkeypatch.setattr(trainer, "_valid_epoch", lambda *args, **keys: (next(scores), {"ndcg@10": 0.0}))
+    start, begin = {}, trainer.begin
+
+    def noted(phase):
+        start.update({key: value.clone() for key, value in trainer.model.state_dict().items()})
+        begin(phase)
+
+    monkeypatch.setattr(trainer, "begin", noted)
+    trainer.fit(train_data, valid_data)
+    best = load_checkpoint(workplace / "run" / "best.pth.pretrain")["state_dict"]
+    assert start and all(torch.equal(start[key], best[key]) for key in best)
+
+
 def test_finetuning_is_validated_however_rarely_pretraining_is(run):
     trainer, train_data, valid_data, _ = run("LLMEDT", "run", epochs=4, eval_step=4)
     trainer.fit(train_data, valid_data)
