@@ -28,7 +28,7 @@ from recbole_edt.pipeline import stages
 from recbole_edt.text.vectors import EmbeddingTable
 from recbole_edt.train import comparison, run
 from recbole_edt.train.dataset import EDTDataset, SequenceLoader
-from recbole_edt.train.sequences import FrozenStates
+from recbole_edt.train.phases import FrozenStates
 
 # torch's first optimizer imports its compiler, 67 MB.
 torch.optim.Adam([torch.nn.Parameter(torch.zeros(1))])
@@ -90,7 +90,7 @@ def llmedt(folder: str, dataset: str, epochs: int, **keys: Any) -> Figures:
             trainer._train_epoch(train_data, epoch)
     with timed(found, "rank_s"):
         trainer.evaluate(test_data, load_best_model=False)
-    trainer._begin(trainer.plan[-1])
+    trainer.begin(trainer.model.method.phases[1])
     with timed(found, "frozen_states_s"):
         frozen = FrozenStates(trainer.model, train_data)
     for epoch in range(epochs):
@@ -243,7 +243,7 @@ def inference(folder: str, dataset: str, model: str, **keys: Any) -> Figures:
     trainer, _, test_data, _ = open_model(folder, dataset, model, keys)
     network, part = trainer.model, test_data._dataset
     if model == "LLMEDT":
-        network.to_last_phase()
+        network.start(network.method.phases[1])
     network.eval()
     candidates = [torch.nonzero(~part.virtual & (part.item_domain == d)).squeeze(1) for d in (1, 2)]
     tables: list[torch.Tensor] = []

@@ -12,7 +12,7 @@ __all__ = ["__version__", "load", "register"]
 
 
 def register() -> None:
-    """Make ``LLMEDT`` and ``LLM4CDSR`` known to RecBole by name; see ``recbole_edt.train.register.register``."""
+    """Make the methods known to RecBole by name; see ``recbole_edt.train.register.register``."""
     from recbole_edt.train import register
 
     register.register()

@@ -25,31 +25,13 @@ NO_RECBOLE = (
 
 # What we override or call, beyond RecBole's documented interface.
 HOOKS = {
-    "recbole.config.Config": [
-        "_load_cmd_line",
-        "_convert_config_dict",
-        "_load_internal_config_dict",
-        "_set_default_parameters",
-    ],
-    "recbole.data.dataset.Dataset": [
-        "_load_data",
-        "_load_feat",
-        "_fill_nan",
-        "_get_remap_list",
-        "_change_feat_format",
-        "_remove_duplication",
-        "copy",
-    ],
-    "recbole.data.dataset.SequentialDataset": ["data_augmentation", "build", "inter_matrix"],
-    "recbole.model.abstract_recommender.SequentialRecommender": ["gather_indexes", "get_attention_mask"],
-    "recbole.trainer.Trainer": [
-        "_train_epoch",
-        "_valid_epoch",
-        "_save_checkpoint",
-        "_build_optimizer",
-        "fit",
-        "evaluate",
-    ],
+    "recbole.config.Config": "_load_cmd_line _convert_config_dict _load_internal_config_dict _set_default_parameters",
+    "recbole.data.dataset.Dataset": (
+        "_load_data _load_feat _fill_nan _get_remap_list _change_feat_format _remove_duplication copy"
+    ),
+    "recbole.data.dataset.SequentialDataset": "data_augmentation build inter_matrix",
+    "recbole.model.abstract_recommender.SequentialRecommender": "gather_indexes get_attention_mask",
+    "recbole.trainer.Trainer": "_train_epoch _valid_epoch _save_checkpoint _build_optimizer fit evaluate",
 }
 
 
@@ -70,7 +52,7 @@ def check() -> None:
     for path, names in HOOKS.items():
         module, cls = path.rsplit(".", 1)
         owner = getattr(importlib.import_module(module), cls)
-        missing = [name for name in names if not hasattr(owner, name)]
+        missing = [name for name in names.split() if not hasattr(owner, name)]
         if missing:
             raise ConfigError(
                 f"{path} lacks {', '.join(missing)}: this RecBole was changed; "
@@ -81,11 +63,11 @@ def check() -> None:
 def apply() -> None:
     """Make the repairs, once per process; RecBole's results on its own pinned stack stay the same, but for Pop."""
     _restore_numpy_names()
-    from recbole.data.dataset import Dataset
+    from recbole.data.dataset import Dataset, dataset
     from recbole.model.abstract_recommender import AbstractRecommender
     from recbole.trainer import Trainer
 
-    Dataset._load_feat = _load_feat
+    dataset.pd = AtomicPandas()
     Dataset._fill_nan = _fill_nan
     Trainer._save_checkpoint = save_plain_checkpoint
     AbstractRecommender.load_other_parameter = _load_other_parameter
@@ -148,63 +130,21 @@ def _hush_warnings() -> None:
         warnings.filterwarnings("ignore", message, module=r"recbole\.")
 
 
-def _load_feat(self: Any, filepath: str, source: Any) -> pd.DataFrame | None:
-    """RecBole's reader of one atomic file, for pandas 3 and with the fast parser.
+class AtomicPandas:
+    """pandas as RecBole's reader of atomic files needs it: its way to fill sequences does nothing in pandas 3.
 
-    The original fills missing values in a way that pandas 3 ignores, and parses in Python.
+    The fast parser reads instead of the one in Python, and every digit as Python does.
     """
-    from recbole.utils import FeatureSource, FeatureType
 
-    load_col, unload_col = self._get_load_and_unload_col(source)
-    if load_col == set():
-        return None
-    separator, encoding = self.config["field_separator"], self.config["encoding"]
-    with open(filepath, encoding=encoding) as file:
-        header = file.readline().rstrip("\r\n").split(separator)
-    columns = dict(name.split(":") for name in header)
-    wanted = [
-        name
-        for name in columns
-        if (load_col is None or name in load_col) and not (unload_col and name in unload_col)
-    ]
-    if not wanted:
-        self.logger.warning(f"No columns has been loaded from [{source}]")
-        return None
-    frame = pd.read_csv(
-        filepath,
-        sep=separator,
-        encoding=encoding,
-        usecols=[header[list(columns).index(name)] for name in wanted],
-        dtype={f"{n}:{t}": np.float64 if t == "float" else object for n, t in columns.items()},
-        float_precision="round_trip",  # as Python reads numbers
-    )
-    frame = frame.rename(columns=lambda name: name.split(":")[0])[wanted]
-    for name in wanted:
-        ftype = FeatureType(columns[name])
-        if isinstance(source, FeatureSource) or source != "link":
-            self.field2source[name], self.field2type[name] = source, ftype
-            if not ftype.value.endswith("seq"):
-                self.field2seqlen[name] = 1
-            if "float" in ftype.value:
-                self.field2bucketnum[name] = 2
-        if ftype.value.endswith("seq"):
-            frame[name] = _split_sequences(self, name, frame[name], ftype)
-    return frame
+    def __getattr__(self, name: str) -> Any:
+        return getattr(pd, name)
 
-
-def _split_sequences(dataset: Any, name: str, column: pd.Series, ftype: Any) -> list[np.ndarray]:
-    """Split a ``*_seq`` column into arrays and note the longest length, as RecBole does."""
-    from recbole.utils import FeatureType
-
-    convert = float if ftype == FeatureType.FLOAT_SEQ else str
-    limit = (dataset.config["seq_len"] or {}).get(name)
-    separator = dataset.config["seq_separator"]
-    values = [
-        np.array([convert(word) for word in text.split(separator) if word][:limit])
-        for text in column.fillna("")
-    ]
-    dataset.field2seqlen[name] = max(map(len, values), default=0)
-    return values
+    @staticmethod
+    def read_csv(path: str, delimiter: str, usecols: list[str], dtype: dict[str, Any], **keys: Any) -> pd.DataFrame:
+        kinds = {name: kind if kind is np.float64 else object for name, kind in dtype.items()}
+        keys |= {"engine": "c", "float_precision": "round_trip"}
+        frame = pd.read_csv(path, sep=delimiter, usecols=usecols, dtype=kinds, **keys)
+        return frame.fillna({name: "" for name in usecols if name.endswith("seq")})
 
 
 def _fill_nan(self: Any) -> None:
@@ -233,7 +173,7 @@ def save_plain_checkpoint(self: Any, epoch: int, verbose: bool = True, **kwargs:
         return
     path = kwargs.pop("saved_model_file", self.saved_model_file)
     state = {
-        "config": identity(self.config),
+        "config": identity(self.config, self.model),
         "epoch": epoch,
         "cur_step": self.cur_step,
         "best_valid_score": float(self.best_valid_score),
@@ -246,12 +186,11 @@ def save_plain_checkpoint(self: Any, epoch: int, verbose: bool = True, **kwargs:
         self.logger.info(f"Saving current: {path}")
 
 
-def identity(config: Any) -> dict[str, str]:
-    """What a checkpoint must have in common with the model that takes its weights."""
-    from recbole_edt.models.registry import METHODS
-
-    keys = ["model", "dataset", *(["backbone"] if config["model"] in METHODS else [])]
-    return {key: str(config[key] or "SASRec") for key in keys}  # the backbone has a default
+def identity(config: Any, model: Any) -> dict[str, str]:
+    """What a checkpoint must have in common with the model that takes its weights; a method has a backbone, too."""
+    settings = getattr(model, "settings", None)
+    backbone = {} if settings is None else {"backbone": settings.backbone}
+    return {"model": str(config["model"]), "dataset": str(config["dataset"]), **backbone}
 
 
 def write_checkpoint(path: Any, state: dict[str, Any]) -> None:

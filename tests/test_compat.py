@@ -33,7 +33,7 @@ from recbole_edt.pipeline import stages
 from recbole_edt.train import comparison, run
 
 # Taken while the tests are collected, before anything is repaired.
-LOAD_FEAT, FILL_NAN, SAVE, GELU = Dataset._load_feat, Dataset._fill_nan, Trainer._save_checkpoint, FeedForward.gelu
+FILL_NAN, SAVE, GELU = Dataset._fill_nan, Trainer._save_checkpoint, FeedForward.gelu
 ML_100K = Path(recbole.__file__).parent / "dataset_example" / "ml-100k"
 PANDAS_3 = int(pd.__version__.split(".")[0]) >= 3
 NUMPY_2 = int(np.__version__.split(".")[0]) >= 2
@@ -60,16 +60,20 @@ def run_python(code: str, **kwargs) -> str:
 # ---- the readers of atomic files ---------------------------------------------------------------------------------
 
 
-def load(reader, path: Path, source=FeatureSource.INTERACTION, **settings):
-    """One file read by RecBole's method or ours, and all that it noted of the fields."""
+def load(pandas, path: Path, source=FeatureSource.INTERACTION, **settings):
+    """One file read by RecBole with its own pandas or ours, and all that it noted of the fields."""
     defaults = {"field_separator": "\t", "seq_separator": " ", "encoding": "utf-8", "load_col": None}
     values = {**defaults, "unload_col": None, "seq_len": None, **settings}
     notes = SimpleNamespace(field2source={}, field2type={}, field2seqlen={}, field2bucketnum={})
     dataset = SimpleNamespace(config=values, logger=logging.getLogger("compat"), **vars(notes))
     dataset._get_load_and_unload_col = MethodType(Dataset._get_load_and_unload_col, dataset)
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), pytest.MonkeyPatch.context() as patch:
         warnings.simplefilter("ignore")
-        return reader(dataset, str(path), source), vars(notes)
+        patch.setattr("recbole.data.dataset.dataset.pd", pandas)
+        return Dataset._load_feat(dataset, str(path), source), vars(notes)
+
+
+OURS = compat.AtomicPandas()
 
 
 def assert_same_frame(ours: pd.DataFrame, theirs: pd.DataFrame) -> None:
@@ -85,8 +89,8 @@ def assert_same_frame(ours: pd.DataFrame, theirs: pd.DataFrame) -> None:
 
 @pytest.mark.parametrize("end", ["inter", "item", "user"])
 def test_ml_100k_is_read_as_recbole_reads_it(end):
-    theirs, their_notes = load(LOAD_FEAT, ML_100K / f"ml-100k.{end}")
-    ours, our_notes = load(compat._load_feat, ML_100K / f"ml-100k.{end}")
+    theirs, their_notes = load(pd, ML_100K / f"ml-100k.{end}")
+    ours, our_notes = load(OURS, ML_100K / f"ml-100k.{end}")
     assert our_notes == their_notes
     if PANDAS_3:
         theirs = theirs.astype({name: object for name in theirs if not pd.api.types.is_float_dtype(theirs[name])})
@@ -123,8 +127,8 @@ def test_sequences_columns_and_lengths_are_those_of_recbole(tmp_path, settings):
     if settings.get("seq_separator") == ".":
         path.write_text(path.read_text(encoding="utf-8").replace("0.1 ", "1."), encoding="utf-8")
         settings = {**settings, "unload_col": {"item": ["vector"]}}
-    theirs, their_notes = load(LOAD_FEAT, path, FeatureSource.ITEM, **settings)
-    ours, our_notes = load(compat._load_feat, path, FeatureSource.ITEM, **settings)
+    theirs, their_notes = load(pd, path, FeatureSource.ITEM, **settings)
+    ours, our_notes = load(OURS, path, FeatureSource.ITEM, **settings)
     assert our_notes == their_notes
     if theirs is None:
         assert ours is None
@@ -134,7 +138,7 @@ def test_sequences_columns_and_lengths_are_those_of_recbole(tmp_path, settings):
 
 def test_the_longest_sequence_is_noted_after_cutting(tmp_path):
     path = fields_file(tmp_path, "i1\ta b c\t1 2\t1\t1")
-    frame, notes = load(compat._load_feat, path, FeatureSource.ITEM, seq_len={"title": 2})
+    frame, notes = load(OURS, path, FeatureSource.ITEM, seq_len={"title": 2})
     assert frame["title"][0].tolist() == ["a", "b"] and frame["vector"][0].tolist() == [1.0, 2.0]
     assert notes["field2seqlen"] == {"item_id": 1, "price": 1, "year": 1, "title": 2, "vector": 2}
     assert notes["field2bucketnum"] == {"vector": 2, "price": 2}
@@ -142,28 +146,28 @@ def test_the_longest_sequence_is_noted_after_cutting(tmp_path):
 
 def test_missing_values_become_empty_sequences_and_stay_missing_elsewhere(tmp_path):
     path = fields_file(tmp_path, "i1\t\t\t\t", "i2\ta\t1\t2\t3")
-    ours, notes = load(compat._load_feat, path, FeatureSource.ITEM)
+    ours, notes = load(OURS, path, FeatureSource.ITEM)
     assert [len(value) for value in ours["title"]] == [0, 1] and [len(value) for value in ours["vector"]] == [0, 1]
     assert np.isnan(ours["price"][0]) and pd.isna(ours["year"][0])
     if PANDAS_3:  # the repair is needed: the original's filling in place does nothing, then it splits a NaN
         with pytest.raises(AttributeError):
-            load(LOAD_FEAT, path, FeatureSource.ITEM)
+            load(pd, path, FeatureSource.ITEM)
     else:
-        theirs, their_notes = load(LOAD_FEAT, path, FeatureSource.ITEM)
+        theirs, their_notes = load(pd, path, FeatureSource.ITEM)
         assert notes == their_notes
         assert_same_frame(ours, theirs)
 
 
 def test_every_digit_of_a_float_survives(tmp_path):
     path = fields_file(tmp_path, "i1\ta\t1\t0.1234567890123456789\t1", "i2\ta\t1\t1700000000.123457\t1")
-    frame, _ = load(compat._load_feat, path, FeatureSource.ITEM)
+    frame, _ = load(OURS, path, FeatureSource.ITEM)
     assert frame["price"].tolist() == [0.1234567890123456789, 1700000000.123457]
 
 
 def test_quotes_are_read_as_recbole_reads_them(tmp_path):
     path = fields_file(tmp_path, 'i1\t"quoted title"\t1\t1\t1', 'i2\tpart "quoted"\t1\t1\t1')
     assert_same_frame(
-        load(compat._load_feat, path, FeatureSource.ITEM)[0], load(LOAD_FEAT, path, FeatureSource.ITEM)[0]
+        load(OURS, path, FeatureSource.ITEM)[0], load(pd, path, FeatureSource.ITEM)[0]
     )
 
 
@@ -362,9 +366,9 @@ def test_the_layer_of_a_transformer_uses_the_faster_gelu():
 
 def test_applying_twice_changes_nothing():
     compat.apply()
-    before = Dataset._load_feat, Dataset._fill_nan, Trainer._save_checkpoint, dok_matrix._update
+    before = Dataset._fill_nan, Trainer._save_checkpoint, dok_matrix._update
     compat.apply()
-    assert before == (Dataset._load_feat, Dataset._fill_nan, Trainer._save_checkpoint, dok_matrix._update)
+    assert before == (Dataset._fill_nan, Trainer._save_checkpoint, dok_matrix._update)
 
 
 # ---- the check ---------------------------------------------------------------------------------------------------

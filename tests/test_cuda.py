@@ -14,8 +14,8 @@ from recbole_edt.experiments import compare
 from recbole_edt.models.parts.faster import Dropout
 from recbole_edt.train import comparison
 from recbole_edt.train.loop import prefetched
+from recbole_edt.train.phases import FrozenStates
 from recbole_edt.train.run import loaders, make_trainer
-from recbole_edt.train.sequences import FrozenStates
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 NO_DROPOUT = {"hidden_dropout_prob": 0.0, "attn_dropout_prob": 0.0, "dropout_prob": 0.0}
@@ -72,7 +72,7 @@ def test_both_phases_run_and_a_seed_gives_the_same_weights_twice(run):
     for _ in range(2):
         trainer, train_data, test_data = run("LLMEDT", True)
         trainer._train_epoch(train_data, 0)
-        trainer._begin(trainer.plan[-1])
+        trainer.begin(trainer.model.method.phases[1])
         trainer._train_epoch(FrozenStates(trainer.model, train_data), 0)
         trainer.evaluate(test_data, load_best_model=False)
         results.append({key: value.cpu() for key, value in trainer.model.state_dict().items()})

@@ -27,7 +27,7 @@ from recbole_edt.pipeline import stages
 from recbole_edt.text.vectors import EmbeddingTable
 from recbole_edt.train import comparison
 from recbole_edt.train.checkpoints import load_checkpoint
-from recbole_edt.train.phases import finetuning_loader
+from recbole_edt.train.phases import single_targets
 from recbole_edt.train.run import loaders
 
 RUN_EDT = Path(recbole_edt.__file__).parents[1] / "run_edt.py"
@@ -272,7 +272,7 @@ def test_other_held_out_items_change_no_count_no_inserted_row_no_profile_and_no_
             experiment = comparison.open_experiment(settings)
             own = recbole_config(settings, "LLMEDT", "tiny-edt", experiment.folder)
             loader, _, _, cls = loaders(experiment, own, "LLMEDT")
-            batches[-1] += [*loader, *finetuning_loader(loader)]
+            batches[-1] += [*loader, *single_targets(loader)]
             pairs.append(loader._dataset.training_pairs)
             torch.manual_seed(3)  # weights, masks and negatives
             model = cls(own, loader._dataset)

@@ -13,7 +13,7 @@ from recbole_edt import compat
 from recbole_edt.config.recbole_keys import RUN_DEFAULTS, SEQUENCE_MODELS, hyper_parameters, values_of
 from recbole_edt.config.settings import Settings, profiles_of
 from recbole_edt.errors import ConfigError
-from recbole_edt.models.registry import METHODS
+from recbole_edt.models.registry import METHODS, model_class
 
 # Models that need item features, a knowledge graph, a library that is not here, or training in several stages.
 NEED_MORE = ("NCL", "DIEN", "DIN", "FDSA", "FEARec", "GRU4RecF", "GRU4RecKG", "KSR", "S3Rec", "SASRecF", "RaCT")
@@ -114,6 +114,8 @@ class EDTConfig(Config):
     def _load_internal_config_dict(self, model: str, model_class: type, dataset: str) -> None:
         super()._load_internal_config_dict(model, model_class, dataset)
         self.internal_config_dict.update(RUN_DEFAULTS)
+        if model in METHODS:
+            self.internal_config_dict.update(METHODS[model].recbole)
         if model_class.type != ModelType.SEQUENTIAL:
             return
         merged = {**self.internal_config_dict, **self.external_config_dict}
@@ -128,7 +130,7 @@ class EDTConfig(Config):
 def model_values(settings: Settings, model: str) -> dict[str, Any]:
     """The settings of one model, as `defaults.values_of`; for a method which profiles it reads, if not its own."""
     values = values_of(model, settings.recbole, settings.model_settings.get(model) or {})
-    if model in METHODS and profiles_of(settings, model) != METHODS[model].profile_kind:
+    if model in METHODS and profiles_of(settings, model) != METHODS[model].profiles:
         values["profiles"] = profiles_of(settings, model)
     return values
 
@@ -148,4 +150,4 @@ def recbole_config(settings: Settings, model: str, dataset: str, checkpoint_dir:
         del values["train_neg_sample_args"]  # a model without negatives has none by itself; others need them
     if values.get("use_gpu") is False:
         values["gpu_id"] = ""  # RecBole picks its device by gpu_id alone
-    return EDTConfig(METHODS[model] if model in METHODS else model, dataset, config_dict=values)
+    return EDTConfig(model_class(model) if model in METHODS else model, dataset, config_dict=values)

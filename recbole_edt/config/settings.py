@@ -38,7 +38,7 @@ from recbole_edt.errors import ConfigError, is_whole
 from recbole_edt.evaluate.metrics import METRICS
 from recbole_edt.files import TOO_DEEP, read_file, read_yaml
 from recbole_edt.llm.settings import LLMConfig, is_near, is_same_server
-from recbole_edt.models.registry import DEFAULT, METHODS
+from recbole_edt.models.registry import DEFAULT, METHODS, NO_PROFILES
 from recbole_edt.profile.settings import SRA, ProfileConfig
 from recbole_edt.text.embedders import ENDPOINT
 
@@ -272,23 +272,20 @@ def _with_pipelines(settings: Settings) -> Settings:
     # LLM-EDT's before other methods': "profile", beside which the paper's cost stands, is then its own.
     others = settings.models if "models" in given or not models else []
     models += sorted(others, key=lambda model: model != DEFAULT)
-    read = [profiles_of(settings, model) for model in models if model in METHODS]
-    kinds = [kind for kind in read if kind] or [settings.profile.pipeline]
-    return replace(
-        settings, pipelines=tuple(dict.fromkeys(kinds)), profile=replace(settings.profile, pipeline=kinds[0])
-    )
+    methods = [model for model in models if model in METHODS]
+    kinds = [profiles_of(settings, model) for model in methods] or [settings.profile.pipeline]
+    kinds = [kind for kind in dict.fromkeys(kinds) if kind != NO_PROFILES]
+    first = kinds[0] if kinds else settings.profile.pipeline
+    return replace(settings, pipelines=tuple(kinds), profile=replace(settings.profile, pipeline=first))
 
 
-def profiles_of(settings: Settings, model: str) -> str | None:
-    """The kind of profiles that a method reads: that of its key ``profiles``, of ``profile.pipeline``, or its own.
-
-    None for a method that reads none.
-    """
-    if METHODS[model].profile_kind is None:
-        return None
+def profiles_of(settings: Settings, model: str) -> str:
+    """The kind of profiles that a method reads: that of its key ``profiles``, of ``profile.pipeline``, or its own."""
+    if METHODS[model].profiles == NO_PROFILES:
+        return NO_PROFILES
     chosen = {**settings.recbole, **(settings.model_settings.get(model) or {})}.get("profiles")
     given = "pipeline" in (settings.given.get("profile") or {})
-    return chosen or (settings.profile.pipeline if given else METHODS[model].profile_kind)
+    return chosen or (settings.profile.pipeline if given else METHODS[model].profiles)
 
 
 def _group(name: str, cls: type, value: Any, fault: Fault) -> Any:

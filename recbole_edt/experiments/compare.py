@@ -15,7 +15,7 @@ from recbole_edt.errors import ConfigError
 from recbole_edt.files import library_versions, write_json, write_text
 from recbole_edt.llm.prices import Usage
 from recbole_edt.models.registry import DEFAULT
-from recbole_edt.pipeline import manifest, stages
+from recbole_edt.pipeline import manifest, needed, stages
 from recbole_edt.pipeline.model_access import LiveWriter
 from recbole_edt.recommend import histories, recommender
 from recbole_edt.report import page, result_tables
@@ -139,9 +139,7 @@ STAGES: dict[str, Callable[[Settings, stages.Say], Any]] = {
 
 
 def run_all(settings: Settings, last: str, say: stages.Say) -> None:
-    """The stages up to profile, and then ``last``: ``train`` or ``compare``."""
+    """What the models need of the stages up to profile, and then ``last``: ``train`` or ``compare``."""
     stages.prepare(settings, say, goes_on=True)
-    opened = partial(LiveWriter, spent=Usage())
-    for stage in (stages.embed, stages.augment_data, stages.profile):
-        stage(settings, say, opened)
+    needed.make_for(settings, [settings.model] if last == "train" else settings.models, say)
     STAGES[last](settings, say)

@@ -5,16 +5,16 @@ A method says what a user's vector in each domain is and what an item's vector i
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, fields
-from typing import Any, ClassVar, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
 from recbole.model.abstract_recommender import SequentialRecommender
 from recbole.utils import InputType
 from sklearn.decomposition import PCA
-from torch import Tensor
+from torch import Tensor, nn
 
 from recbole_edt.errors import ConfigError, choice_faults, kind_of, same_kind
 from recbole_edt.models.parts import losses
@@ -22,6 +22,7 @@ from recbole_edt.models.parts.backbones import PRE_NORM, backbone_faults
 from recbole_edt.models.parts.batch_fields import LAST_WINDOW, TARGET_SEQ, VectorScores
 from recbole_edt.models.parts.item_encoder import Adapter
 from recbole_edt.models.parts.negatives import DomainSampler
+from recbole_edt.models.registry import Method, Phase
 from recbole_edt.text.clusters import normalise
 
 LOSS_TYPES = ("BPR", "BCE", "CE", "SSM")
@@ -74,22 +75,6 @@ def not_above_zero(settings: Any, keys: tuple[str, ...]) -> list[str]:
     return [f"{key}: {getattr(settings, key)!r} is not above 0" for key in keys if not getattr(settings, key) > 0]
 
 
-@dataclass(frozen=True)
-class Phase:
-    """One phase of training. Each starts from the best weights of the phase before.
-
-    Where a phase freezes most of the model, the states of the frozen part are computed once, and it must beat the
-    scores of the phase before, which it starts from, to replace its weights.
-    """
-
-    name: str
-    """In the log of epochs, and ``self.phase`` of the model while it lasts."""
-    prefix: str = ""
-    """Before its keys ``learning_rate``, ``epochs`` and ``stopping_step``: RecBole's own have none."""
-    trained: str = ""
-    """Attribute of the model with what is trained; empty for all. The rest is frozen."""
-
-
 class Predictions(NamedTuple):
     """What one training step predicts, in the order of the positions."""
 
@@ -106,10 +91,10 @@ class Predictions(NamedTuple):
 
 
 class TwoDomainModel(SequentialRecommender):
-    """First base of a method, listed in `registry`.
+    """First base of a method.
 
-    A method declares what it is and reads, sets ``backbone``, the one that reads the mixed sequence, and defines
-    ``calculate_loss``, ``user_vectors``, ``item_vectors`` and ``item_table``.
+    A method says in ``method`` what it is, sets ``backbone``, the one that reads the mixed sequence, and defines
+    ``calculate_loss``, ``user_vectors``, ``item_vectors`` and ``item_table``. ``phase`` names the phase it is in.
 
     Args:
         config: a RecBole configuration.
@@ -118,42 +103,16 @@ class TwoDomainModel(SequentialRecommender):
     """
 
     input_type = InputType.PAIRWISE
+    method: Method
     settings: Any
     backbone: Any
-
-    title: ClassVar[str]
-    """As its paper writes it."""
-    settings_classes: ClassVar[tuple[type, ...]]
-    """Dataclasses of its keys with their defaults; each says in ``faults()`` what is wrong with their values."""
-    use_generated: ClassVar[bool] = False
-    """Whether it sees the inserted rows unless told otherwise."""
-    profile_kind: ClassVar[str | None] = None
-    """The kind of profiles that it reads, one of ``profile.pipeline``; None for none."""
-    variants: ClassVar[dict[str, dict[str, Any]]] = {}
-    """Rows of the stage ``ablate``: keys by name."""
-    phases: ClassVar[tuple[Phase, ...]] = (Phase("train"),)
-    """Its phases of training, in order."""
-
-    @classmethod
-    def defaults(cls) -> dict[str, Any]:
-        """Every key of the method with its default."""
-        return {one.name: one.default for settings in cls.settings_classes for one in fields(settings)}
-
-    @classmethod
-    def faults(cls, values: Mapping[str, Any]) -> list[str]:
-        """What is wrong with values by key, one ``key: message`` each; keys that are not the method's are ignored."""
-        found = []
-        for settings in cls.settings_classes:
-            given = {one.name: values[one.name] for one in fields(settings) if one.name in values}
-            found += settings(**given).faults()
-        return found
 
     def __init__(self, config: Any, dataset: Any, settings: CommonSettings) -> None:
         super().__init__(config, dataset)
         self.settings = settings
-        first, *later = self.phases
-        self.active_phases = [first, *(one for one in later if config[f"{one.prefix}epochs"] != 0)]
-        self.start_phase(first)
+        phases = self.method.phases
+        self.trained_phases = [one for one in phases if config[one.key("epochs")] != 0] or [phases[0]]
+        self._phase = self.trained_phases[0]
         self.register_buffer("item_domain", dataset.item_domain, persistent=False)  # [N] 0 padding, 1 A, 2 B
         # Virtual items may be negatives in training (method), but are never scored.
         domain, virtual = dataset.item_domain.to(self.device), dataset.virtual.to(self.device)
@@ -174,29 +133,34 @@ class TwoDomainModel(SequentialRecommender):
     # ---- phases --------------------------------------------------------------------------------------------------
 
     @property
-    def goes_on_from_scores(self) -> bool:
-        """Whether a later phase begins with the scores that the one before ended with."""
-        return True
+    def phase(self) -> str:
+        """Name of the phase it is in."""
+        return self._phase.name
 
-    def start_phase(self, phase: Phase) -> None:
-        """Freeze all that the phase does not train: no gradient, and in ``train`` no dropout."""
-        self.phase = phase
-        if phase.trained:
+    def start(self, phase: Phase) -> None:
+        """Begin a phase: where it trains some modules, all others have no gradient and no dropout."""
+        self._phase = phase
+        if phase.trains:
             self.requires_grad_(False)
             self.zero_grad()  # those of the phase before would count in clip_grad_norm
-            getattr(self, phase.trained).requires_grad_(True)
+            for name in phase.trains:
+                getattr(self, name).requires_grad_(True)
 
     def to_last_phase(self) -> None:
         """Into the state in which training ends; for weights that are loaded."""
-        self.start_phase(self.active_phases[-1])
+        self.start(self.trained_phases[-1])
 
     def train(self, mode: bool = True) -> TwoDomainModel:
-        frozen = self.phase.trained
-        super().train(mode and not frozen)
-        if frozen:
-            self.training = mode
-            getattr(self, frozen).train(mode)
+        super().train(mode)
+        if self._phase.trains:
+            for name, module in self.named_children():
+                module.train(mode and name in self._phase.trains)
         return self
+
+    def used_parameters(self) -> Iterator[nn.Parameter]:
+        """All but those of modules that only a phase without epochs would train."""
+        idle = tuple(f"{name}." for one in self.method.phases if one not in self.trained_phases for name in one.trains)
+        return (one for name, one in self.named_parameters() if not name.startswith(idle))
 
     # ---- what a method defines -----------------------------------------------------------------------------------
 

@@ -20,6 +20,7 @@ from recbole_edt.models.parts import losses
 from recbole_edt.models.parts.backbones import build_backbone, item_encoder
 from recbole_edt.models.parts.batch_fields import DOMAIN_SEQ, DOMAIN_SEQ_LEN, LAST_WINDOW, TARGET_SEQ
 from recbole_edt.models.parts.item_encoder import ItemEncoder
+from recbole_edt.models.registry import Method
 
 
 @dataclass(frozen=True)
@@ -61,19 +62,21 @@ class LLM4CDSR(TwoDomainModel):
     Raises: ConfigError for values out of range, DataError if vectors are missing.
     """
 
+    method = Method(
+        title="LLM4CDSR",
+        settings=(LLM4CDSRSettings,),
+        profiles="hierarchical",
+        variants={
+            "w/o Regulariser": {"alpha": 0},
+            "w/o Profiles": {"beta": 0},
+            # Profiles of raw rows, too.
+            "w/o Hierarchical Profiling": {"profile.pipeline": "plain", "augment.insertion": "none"},
+            "w/o Adapter": {"item_adapter": False, "alpha": 0},
+            "Single Thread": {"domain_threads": False},
+        },
+    )
     settings: LLM4CDSRSettings
     threads: Any
-
-    title = "LLM4CDSR"
-    settings_classes = (LLM4CDSRSettings,)
-    profile_kind = "hierarchical"
-    variants = {
-        "w/o Regulariser": {"alpha": 0},
-        "w/o Profiles": {"beta": 0},
-        "w/o Hierarchical Profiling": {"profile.pipeline": "plain", "augment.insertion": "none"},  # of raw rows, too
-        "w/o Adapter": {"item_adapter": False, "alpha": 0},
-        "Single Thread": {"domain_threads": False},
-    }
 
     def __init__(self, config: Any, dataset: Any) -> None:
         settings = read_settings(LLM4CDSRSettings, config)

@@ -6,7 +6,6 @@ sequence (Eq. 8, 9, 13, 14); in the phase ``finetune`` only the user adapters ar
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,18 +15,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from recbole_edt.errors import choice_faults
-from recbole_edt.models.base import (
-    CommonSettings,
-    Phase,
-    TwoDomainModel,
-    not_above_zero,
-    principal_components,
-    read_settings,
-)
+from recbole_edt.models.base import CommonSettings, TwoDomainModel, not_above_zero, principal_components, read_settings
 from recbole_edt.models.parts import losses
 from recbole_edt.models.parts.backbones import build_backbone, item_encoder
 from recbole_edt.models.parts.batch_fields import DOMAIN_SEQ, DOMAIN_SEQ_LEN, HAS_OWN, OWN_STATE, STATE, TARGET_SEQ
 from recbole_edt.models.parts.item_encoder import Adapter, ItemEncoder
+from recbole_edt.models.registry import Method, Phase
 
 
 @dataclass(frozen=True)
@@ -40,6 +33,14 @@ class PhaseConfig:
     """Most epochs of fine-tuning; 0 leaves the phase out (table 3, w/o DFT)."""
     finetune_stopping_step: int = 20
     """Validations without a new best before fine-tuning stops."""
+
+    @classmethod
+    def read(cls, config: Any) -> PhaseConfig:
+        """Take the keys from a RecBole configuration, with defaults for those it lacks.
+
+        Raises: ConfigError listing every value that is out of range.
+        """
+        return read_settings(cls, config)
 
     def faults(self) -> list[str]:
         """What is wrong with these values, one sentence each."""
@@ -82,6 +83,14 @@ class ModelSettings(CommonSettings):
     adapter_dropout: float = 0.0
     """Dropout inside the user adapters (released code)."""
 
+    @classmethod
+    def read(cls, config: Any) -> ModelSettings:
+        """Take the keys from a RecBole configuration, with defaults for those it lacks.
+
+        Raises: ConfigError listing every value that is out of range.
+        """
+        return read_settings(cls, config)
+
     def faults(self) -> list[str]:
         """What is wrong with these values, one sentence each."""
         found = super().faults() + choice_faults(self, CHOICES) + not_above_zero(self, ("adapter_size",))
@@ -102,28 +111,36 @@ class LLMEDT(TwoDomainModel):
     Raises: ConfigError for values out of range, DataError if vectors are missing.
     """
 
+    method = Method(
+        title="LLM-EDT",
+        settings=(ModelSettings, PhaseConfig),
+        profiles="sra",
+        use_generated=True,
+        phases=(
+            Phase("pretrain"),
+            Phase("finetune", "finetune_", ("user_adapters",), keeps_states=True, new_scores="adapter_residual"),
+        ),
+        variants={  # table 3, by the paper's names
+            "w/o Aug.": {"augment.insertion": "none"},
+            "w/o Filtering": {"augment.filter": False},
+            "w/o Inserting": {"augment.insertion": "append"},
+            "Random Inserting": {"augment.insertion": "random"},
+            "w/o DFT": {"finetune_epochs": 0},
+            "w/o Profiling": {"alpha": 0},
+            "w/o S-R-A": {"profile.pipeline": "plain"},
+        },
+    )
     settings: ModelSettings
-
-    title = "LLM-EDT"
-    settings_classes = (ModelSettings, PhaseConfig)
-    use_generated = True
-    profile_kind = "sra"
-    variants = {  # those of the paper's table 3, by their names there
-        "w/o Aug.": {"augment.insertion": "none"},
-        "w/o Filtering": {"augment.filter": False},
-        "w/o Inserting": {"augment.insertion": "append"},
-        "Random Inserting": {"augment.insertion": "random"},
-        "w/o DFT": {"finetune_epochs": 0},
-        "w/o Profiling": {"alpha": 0},
-        "w/o S-R-A": {"profile.pipeline": "plain"},
-    }
-    phases = (Phase("pretrain"), Phase("finetune", "finetune_", trained="user_adapters"))  # section 3.3.2
 
     def __init__(self, config: Any, dataset: Any) -> None:
         settings = read_settings(ModelSettings, config)
         super().__init__(config, dataset, settings)
         self.backbone = build_backbone(settings.backbone, config, dataset, self._items(dataset))
-        self.user_adapters = nn.ModuleList(self._user_adapter() for _ in range(2))
+        size = settings.hidden_size
+        released = {key: getattr(settings, f"adapter_{key}") for key in ("activation", "residual", "dropout")}
+        # Fine-tuning starts at the pre-trained scores; the paper gives no initialisation.
+        own = [Adapter(size, settings.adapter_size, size, **released, zero_start=True) for _ in range(2)]
+        self.user_adapters = nn.ModuleList(own)
         if settings.alpha > 0:
             self._read_profiles(dataset)
 
@@ -138,22 +155,15 @@ class LLMEDT(TwoDomainModel):
             encoder.ids.weight.data[1:] = principal_components(text[1:], s.hidden_size)
         return encoder
 
-    def _user_adapter(self) -> Adapter:
-        s = self.settings
-        return Adapter(
-            s.hidden_size,
-            s.adapter_size,
-            s.hidden_size,
-            s.adapter_activation,
-            s.adapter_residual,
-            s.adapter_dropout,
-            zero_start=True,  # fine-tuning starts at the pre-trained scores; the paper gives no initialisation
-        )
-
     @property
     def item_embedding(self) -> ItemEncoder:
         """The item encoder, held by the backbone."""
         return self.backbone.item_embedding
+
+    @property
+    def finetuned(self) -> bool:
+        """Whether its training has the second phase."""
+        return len(self.trained_phases) > 1
 
     def item_vectors(self, items: Tensor) -> Tensor:
         return self.item_embedding(items)
@@ -162,26 +172,11 @@ class LLMEDT(TwoDomainModel):
     def item_table(self) -> Tensor:
         return self.item_embedding.weight
 
-    def used_parameters(self) -> Iterator[nn.Parameter]:
-        """All but the user adapters where there is no fine-tuning."""
-        named = self.named_parameters()
-        return (one for name, one in named if self.finetuned or not name.startswith("user_adapters."))
-
-    @property
-    def finetuned(self) -> bool:
-        """Whether there is a phase of fine-tuning."""
-        return len(self.active_phases) > 1
-
-    @property
-    def goes_on_from_scores(self) -> bool:
-        """Adapters begin with zeros (Eq. 10), but with ``adapter_residual`` they add their input from the start."""
-        return not self.settings.adapter_residual
-
     # ---- training ------------------------------------------------------------------------------------------------
 
     def calculate_loss(self, interaction: Any) -> tuple[Tensor, ...] | Tensor:
         """Pre-training: Eq. 9, and alpha times Eq. 13 if profiles are on. Fine-tuning: Eq. 12 of A and of B."""
-        if self.phase.name == "finetune":
+        if self.phase == "finetune":
             return self._finetuning_loss(interaction)
         item_seq, length = interaction[self.ITEM_SEQ], interaction[self.ITEM_SEQ_LEN]
         predicted, place, target, domain, negative = self._predictions(interaction)
@@ -236,15 +231,12 @@ class LLMEDT(TwoDomainModel):
         return Interaction({self.USER_ID: user, self.ITEM_ID: target, STATE: state, OWN_STATE: own, HAS_OWN: has_own})
 
     def _states_of_rows(self, interaction: Any) -> Interaction:
-        target = interaction[self.ITEM_ID]
-        state = self.backbone(interaction[self.ITEM_SEQ], interaction[self.ITEM_SEQ_LEN])
-        own, has_own = torch.zeros_like(state), torch.zeros_like(target, dtype=torch.bool)
-        for d in (0, 1):
-            length = interaction[DOMAIN_SEQ_LEN[d]]
-            mine = (self.item_domain[target] == d + 1) & (length > 0)
-            own[mine], has_own[mine] = self.backbone(interaction[DOMAIN_SEQ[d]][mine], length[mine]), True
-        user = interaction[self.USER_ID]
-        return Interaction({self.USER_ID: user, self.ITEM_ID: target, STATE: state, OWN_STATE: own, HAS_OWN: has_own})
+        user, target = interaction[self.USER_ID], interaction[self.ITEM_ID]
+        known = self.last_states(interaction)
+        own = torch.arange(len(target), device=target.device), self.item_domain[target] - 1
+        found = Interaction({key: known[key][own] for key in (OWN_STATE, HAS_OWN)})
+        found.update(Interaction({self.USER_ID: user, self.ITEM_ID: target, STATE: known[STATE]}))
+        return found
 
     # ---- inference -----------------------------------------------------------------------------------------------
 
@@ -253,7 +245,7 @@ class LLMEDT(TwoDomainModel):
 
         A user without history in a domain has ``u^d = 0`` there: the global vector alone.
         """
-        if self.phase.name == "pretrain":
+        if self.phase == "pretrain":
             return self.backbone(interaction[self.ITEM_SEQ], interaction[self.ITEM_SEQ_LEN]).expand(2, -1, -1)
         if STATE not in interaction:
             interaction = self.last_states(interaction)

@@ -14,9 +14,9 @@ from torch import Tensor
 
 from recbole_edt.models.parts import losses
 from recbole_edt.models.parts.batch_fields import TARGET_SEQ, VectorScores
-from recbole_edt.models.parts.faster import quicken_dropout
 from recbole_edt.models.parts.masking import other_items, random_mask
-from recbole_edt.models.parts.states import AllPositions, PreNorm, full_precision, mixed_precision
+from recbole_edt.models.parts.states import AllPositions, ConfigView, Masking, PreNorm, full_precision, mixed_precision
+from recbole_edt.models.registry import METHODS, model_class
 
 # Model to the rows it trains on; every other model keeps RecBole's own way.
 SEQUENCE_ROWS = {"SASRec": "sequence", "GRU4Rec": "sequence", "BERT4Rec": "masked"}
@@ -27,7 +27,9 @@ class NextItemTraining(AllPositions):
 
     def __init__(self: Any, config: Any, dataset: Any) -> None:
         loss_type = config["loss_type"]
-        super().__init__(config if loss_type in ("BPR", "CE") else _AsCE(config), dataset)  # type: ignore[call-arg]
+        # RecBole's constructors refuse any loss but their own two.
+        known = config if loss_type in ("BPR", "CE") else ConfigView(config, {"loss_type": "CE"})
+        super().__init__(known, dataset)  # type: ignore[call-arg]
         self.loss_type = loss_type
         self.n_negatives = config["n_negatives"] or 1
         self.register_buffer("item_domain", dataset.item_domain, persistent=False)  # [N] 0 padding, 1 A, 2 B
@@ -46,10 +48,10 @@ class NextItemTraining(AllPositions):
         if self.loss_type == "SSM":
             return self.sampled_softmax_loss(states, target)
         negative = other_items(target, self.n_items)
+        positive_score, negative_score = ((states * self.item_embedding(item)).sum(-1) for item in (target, negative))
         if self.loss_type == "BCE":
-            score = (states * self.item_embedding(target)).sum(-1), (states * self.item_embedding(negative)).sum(-1)
-            return losses.bce(score[0], score[1].unsqueeze(1))
-        return self.pairwise_loss(states, target, negative)
+            return losses.bce(positive_score, negative_score.unsqueeze(1))
+        return self.loss_fct(positive_score, negative_score)  # RecBole's BPR
 
     def sampled_softmax_loss(self: Any, states: Tensor, target: Tensor) -> Tensor:
         """Softmax of the target among itself and negatives of its domain, which the batch shares."""
@@ -70,31 +72,9 @@ class NextItemTraining(AllPositions):
         user = self.forward(interaction[self.ITEM_SEQ], interaction[self.ITEM_SEQ_LEN])
         return VectorScores(user, self.item_embedding.weight)
 
-    def pairwise_loss(self: Any, states: Tensor, target: Tensor, negative: Tensor) -> Tensor:
-        """RecBole's BPR loss for states ``[T, H]`` and item ids ``[T]``."""
-        positive_score = (states * self.item_embedding(target)).sum(-1)
-        negative_score = (states * self.item_embedding(negative)).sum(-1)
-        return self.loss_fct(positive_score, negative_score)
 
-
-class _AsCE:
-    """A configuration whose loss RecBole's constructors know; they refuse any but their own two."""
-
-    def __init__(self, config: Any) -> None:
-        self._config = config
-
-    def __getitem__(self, key: str) -> Any:
-        return "CE" if key == "loss_type" else self._config[key]
-
-
-class MaskedItemTraining:
+class MaskedItemTraining(Masking):
     """First base of BERT4Rec: a fresh mask over whole sequences each step, and no Python loop over the batch."""
-
-    def __init__(self: Any, config: Any, dataset: Any) -> None:
-        super().__init__(config, dataset)  # type: ignore[call-arg]
-        self.ft_ratio = config["ft_ratio"]  # RecBole keeps it in a batch transform
-        self.mixed_precision = bool(config["enable_amp"])
-        quicken_dropout(self)
 
     def calculate_loss(self: Any, interaction: Any) -> Tensor:
         """CE at the masked positions; a share ``ft_ratio`` of the rows has its last item masked instead."""
@@ -116,3 +96,10 @@ def sequence_trained(name: str) -> type:
     cls = get_model(name)
     base: type = NextItemTraining if SEQUENCE_ROWS[name] == "sequence" else MaskedItemTraining
     return type(name, (base, PreNorm, cls), {})
+
+
+def trained_on(rows: str, name: str) -> type:
+    """The class of a model that trains on such rows (``EDTDataset.parts``): a method's, RecBole's, or one of these."""
+    if name in METHODS:
+        return model_class(name)
+    return sequence_trained(name) if rows == SEQUENCE_ROWS.get(name) else get_model(name)

@@ -25,7 +25,7 @@ from recbole_edt.llm import prices
 from recbole_edt.llm.client import Client
 from recbole_edt.llm.prices import dollars, estimate_texts
 from recbole_edt.llm.questions import ChatAnswer, ChatRequest, Plan
-from recbole_edt.pipeline import stages
+from recbole_edt.pipeline import needed, stages
 from recbole_edt.pipeline.model_access import StoredAnswers
 from recbole_edt.profile import profile
 from recbole_edt.render.console import printed
@@ -170,6 +170,10 @@ def dry_run(settings: Settings, stage: str | None, say: Say) -> None:
     unusable answers come on top.
     """
     asked = [stage] if stage else list(STEPS)
+    models = [settings.model] if "model" in settings.given else settings.models
+    if stage is None and needed.raw_rows_suffice(settings, models):
+        say("no language model and no endpoint would be asked")
+        return
     if settings.prepare.source is not None and not (settings.folder / f"{settings.dataset}.inter").is_file():
         # It asks nobody, and nothing could be counted without it.
         stages.prepare(settings, say, goes_on=stage != "embed")

@@ -27,7 +27,7 @@ from recbole_edt.data.prepare import is_made, losses
 from recbole_edt.errors import ConfigError, DataError
 from recbole_edt.files import is_current, read_json, sha256_of, write_manifest
 from recbole_edt.llm.prices import WORDS, Usage, paper_usd, usage_line
-from recbole_edt.models.registry import METHODS
+from recbole_edt.models.registry import METHODS, NO_PROFILES
 from recbole_edt.pipeline import data_card
 from recbole_edt.pipeline.model_access import LiveWriter, embedder_identity, llm_identity
 from recbole_edt.profile import settings as profile_settings
@@ -144,7 +144,7 @@ def augment_data(settings: Settings, say: Say, opened: Opener = LiveWriter) -> N
     check_clusters(settings, data)
     folder, name = augmented_folder(settings), settings.augmented
     outputs = [*augmented_files(settings), folder / AUGMENT_TRACE]
-    made_of = _made_of(data, item_vectors(settings))
+    made_of = source_hash(data, item_vectors(settings))
     inputs = _inputs(settings, made_of, settings.augment)
     manifest = folder / "augment.json"
     has_card = settings.prepare.source is not None and not settings.data_variant
@@ -218,7 +218,7 @@ def _profile_kind(
     stem = f"{settings.augmented}.{infix}"
     path, users = folder / f"{stem}uservec.safetensors", folder / f"{stem}user"
     trace, manifest = folder / f"profile_trace.{infix}jsonl", folder / f"profile.{infix}json"
-    made_of = _made_of(data, augmented_vectors(settings))
+    made_of = source_hash(data, augmented_vectors(settings))
     inputs = _inputs(settings, made_of, kind)
     if not _is_done(manifest, inputs, [path, users, trace], settings):
         with opened(settings, say) as writer:
@@ -257,9 +257,9 @@ def _say_asked(manifest: Path, stage: str, n_users: int, say: Say) -> None:
         say(f"{stage}, {WORDS[name]}: {usage_line(used, n_users, paper_usd(stage, name))}")
 
 
-def _made_of(data: two_domains.TwoDomainData, vectors: Path) -> str:
+def source_hash(data: two_domains.TwoDomainData, vectors: Path) -> str:
     """Hash of the data that a stage's files are made of."""
-    return sha256_of(_content_hash(data), vectors)
+    return sha256_of(content_hash(data), vectors)
 
 
 def _inputs(settings: Settings, made_of: str, group: Any) -> str:
@@ -283,7 +283,8 @@ def check_made_with(settings: Settings, data: two_domains.TwoDomainData, augment
 
     Raises: DataError naming the settings that differ.
     """
-    of_rows, of_profiles = _made_of(data, item_vectors(settings)), _made_of(augmented, augmented_vectors(settings))
+    of_rows = source_hash(data, item_vectors(settings))
+    of_profiles = source_hash(augmented, augmented_vectors(settings))
     stages = {
         "augment": (_inputs(settings, of_rows, settings.augment), settings.augment),
         "profile": (_inputs(settings, of_profiles, settings.profile), settings.profile),
@@ -357,7 +358,7 @@ def add_vectors(
     return dataclasses.replace(table, tokens=data.items, rows=rows, vectors=np.vstack([table.vectors, new]), meta=meta)
 
 
-def _content_hash(data: two_domains.TwoDomainData) -> str:
+def content_hash(data: two_domains.TwoDomainData) -> str:
     return sha256_of(
         list(data.users[data.user]),
         list(data.items),
@@ -402,11 +403,11 @@ def check_rows(settings: Settings, say: Say, models: Sequence[str]) -> None:
     if not vectors.is_file() or not (settings.folder / f"{settings.dataset}.inter").is_file():
         return
     if manifests["augment"]:
-        now = _made_of(with_text(settings, EmbeddingTable.load(vectors)), vectors)
+        now = source_hash(with_text(settings, EmbeddingTable.load(vectors)), vectors)
         _check_stage(settings, manifests["augment"], now, settings.augment, say)
     written = [one for stage, one in manifests.items() if stage.startswith("profile")]
-    if any(written) and any(name in METHODS for name in models):
-        now = _made_of(read_augmented(settings), augmented_vectors(settings))
+    if any(written) and any(name in METHODS and METHODS[name].profiles != NO_PROFILES for name in models):
+        now = source_hash(read_augmented(settings), augmented_vectors(settings))
         for manifest, kind in zip(written, settings.profile_kinds, strict=True):
             if manifest:
                 _check_stage(settings, manifest, now, kind, say)

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import torch
 from recbole.data.interaction import Interaction
-from recbole.utils import ModelType, get_model
+from recbole.utils import ModelType
 from torch import Tensor
 from tqdm import tqdm
 
@@ -22,8 +22,7 @@ from recbole_edt.data.split import catalogue_hash, leave_one_out, split_hash
 from recbole_edt.errors import DataError
 from recbole_edt.files import faults_of, read_json, write_safely
 from recbole_edt.models.parts.batch_fields import VectorScores
-from recbole_edt.models.recbole_models import SEQUENCE_ROWS, sequence_trained
-from recbole_edt.models.registry import METHODS
+from recbole_edt.models.recbole_models import trained_on
 from recbole_edt.recommend.histories import Histories, batches
 from recbole_edt.train.checkpoints import load_weights
 from recbole_edt.train.dataset import EDTDataset, artefacts_hash
@@ -356,13 +355,7 @@ def load(run_dir: str | Path, data_path: str | Path | None = None) -> Recommende
 
 def open_model(config: Any, part: EDTDataset, name: str, run_dir: Path, rows: str) -> Recommender:
     """The weights in ``run_dir`` on the part they were trained on."""
-    if name in METHODS:
-        cls: type = METHODS[name]
-    else:
-        cls = sequence_trained(name) if rows == SEQUENCE_ROWS.get(name) else get_model(name)
-    model = cls(config, part).to(config["device"])
-    if name in METHODS:
-        model.to_last_phase()
+    model = trained_on(rows, name)(config, part).to(config["device"])
     load_weights(model, config, run_dir / "best.pth")
     titles = dict(zip(part.source.items, _titles(part), strict=True))
     return Recommender(model, part, [titles.get(token, "") for token in part.field2id_token[part.iid_field]])

@@ -57,6 +57,8 @@ def load_weights(model: Any, config: Any, path: Path) -> None:
     Raises: DataError for a damaged checkpoint, or one of another model, backbone or data set.
     """
     checkpoint = load_checkpoint(path, config["device"])
+    if hasattr(model, "to_last_phase"):
+        model.to_last_phase()
     take_weights(model, checkpoint, config, path)
     model.load_other_parameter(checkpoint.get("other_parameter"))
     model.eval()
@@ -67,7 +69,7 @@ def take_weights(model: Any, checkpoint: dict[str, Any], config: Any, path: Path
 
     Raises: DataError if it is of another model, backbone or data set.
     """
-    own, found = identity(config), checkpoint.get("config", {})
+    own, found = identity(config, model), checkpoint.get("config", {})
     other = [f"{key} {found.get(key)!r}, not {value!r}" for key, value in own.items() if found.get(key) != value]
     if other:
         raise DataError(f"{path} is of another run ({'; '.join(other)}); put its own back, or train anew")

@@ -26,8 +26,8 @@ from recbole_edt.data.split import TEST, TRAIN, VALID
 from recbole_edt.errors import ConfigError, DataError
 from recbole_edt.files import sha256_of
 from recbole_edt.models.parts.batch_fields import DOMAIN_SEQ, DOMAIN_SEQ_LEN, LAST_WINDOW, TARGET_SEQ
-from recbole_edt.models.registry import METHODS
-from recbole_edt.profile.settings import SRA, infix
+from recbole_edt.models.registry import METHODS, read_by
+from recbole_edt.profile.settings import infix
 from recbole_edt.text.vectors import EmbeddingTable
 from recbole_edt.train.sequences import Sequences, gather_slices
 
@@ -402,14 +402,12 @@ class SequenceLoader:
 
 def sees_generated(config: Any) -> bool:
     """Whether a model is given the inserted rows: as ``use_generated`` says, or as its method does."""
-    chosen, name = config["use_generated"], config["model"]
-    return name in METHODS and METHODS[name].use_generated if chosen is None else bool(chosen)
+    return "generated" in read_by(config["model"], config["use_generated"])
 
 
 def _profile_infix(config: Any) -> str:
-    """What stands before ``uservec`` in the name of the file with a model's profiles."""
-    method = METHODS.get(config["model"])
-    return infix(config["profiles"] or (method.profile_kind if method else SRA))
+    """What stands before ``uservec`` in the name of the file with a method's profiles."""
+    return infix(config["profiles"] or METHODS[config["model"]].profiles)
 
 
 def rows_for(config: Any) -> str:
@@ -421,11 +419,15 @@ def rows_for(config: Any) -> str:
 
 def artefacts_hash(config: Any) -> str:
     """What a model reads beyond its settings and the raw rows: vectors, profiles and inserted rows; "" if nothing."""
-    if config["model"] not in METHODS and not config["use_generated"]:
+    read = read_by(config["model"], config["use_generated"])
+    if not read:
         return ""
-    stem = Path(config["data_path"]) / config["dataset"]
-    endings = ("inter", "item", "itemvec.safetensors", f"{_profile_infix(config)}uservec.safetensors")
-    files = [Path(f"{stem}.{end}") for end in endings]
+    endings = ["inter", "item"]
+    if "text" in read:
+        endings.append("itemvec.safetensors")
+    if "profiles" in read:
+        endings.append(f"{_profile_infix(config)}uservec.safetensors")
+    files = [Path(f"{config['data_path']}/{config['dataset']}.{end}") for end in endings]
     files += [Path(config[key]) for key in ("item_embeddings", "user_profiles") if config[key]]
     return sha256_of(*(file for file in files if file.is_file()))
 

@@ -24,10 +24,8 @@ from recbole_edt.compat import identity, write_checkpoint
 from recbole_edt.errors import ConfigError, EDTError
 from recbole_edt.files import write_text
 from recbole_edt.models.parts.states import PreNormLayer, bfloat16_by_default
-from recbole_edt.models.registry import METHODS
 from recbole_edt.train.checkpoints import load_checkpoint, random_state, set_random_state, take_weights
 from recbole_edt.train.dataset import SequenceLoader
-from recbole_edt.train.sequences import FrozenStates
 
 NOT_RESUMED = {"DiffRec", "LDiffRec", "LINE", "MacridVAE", "MultiVAE", "RecVAE"}
 """Models of RecBole with counters or optimisers outside of their weights: one that was stopped is trained anew."""
@@ -44,6 +42,8 @@ class ResumableTraining:
     run_dir: Path | None = None
     collectors: dict[str, Any] | None = None
     phase = "train"
+    own_steps = False
+    """Whether the losses stay outside of mixed precision with any loader, which RecBole's loop would put inside."""
 
     def __init__(self: Any, config: Any, model: Any) -> None:
         super().__init__(config, model)
@@ -66,21 +66,17 @@ class ResumableTraining:
         with tqdm(total=self.epochs, initial=self.start_epoch, desc=title, leave=False, disable=quiet) as self.bar:
             result = super().fit(train_data, valid_data, *args, **kwargs)
         self._write_log()  # the last epochs need not have been validated
-        self.phases.append({"phase": self.phase, "ended_by": self._ended_by()})
-        return result
-
-    def _ended_by(self: Any) -> str:
+        ended_by = "early stopping" if self.cur_step > self.stopping_step else "epoch cap"
         if self.config["MODEL_TYPE"] == ModelType.TRADITIONAL:
-            return "no training"  # it only counts
-        return "early stopping" if self.cur_step > self.stopping_step else "epoch cap"
+            ended_by = "no training"  # it only counts
+        self.phases.append({"phase": self.phase, "ended_by": ended_by})
+        return result
 
     def _train_epoch(self: Any, train_data: Any, epoch_idx: int, *args: Any, **kwargs: Any) -> Any:
         if self.run_dir is not None and self.config["model"] not in NOT_RESUMED:
             self._save_state(train_data, epoch_idx)
         start = time.perf_counter()
-        # Of a method's own steps the losses stay outside of mixed precision, which RecBole's loop would put inside.
-        own = self.config["model"] in METHODS and self.config["single_spec"]
-        if own or isinstance(train_data, (SequenceLoader, FrozenStates)):
+        if (self.own_steps and self.config["single_spec"]) or isinstance(train_data, SequenceLoader):
             losses = self._steps(train_data)
         else:
             with bfloat16_by_default(self.device):
@@ -143,22 +139,35 @@ class ResumableTraining:
     # ---- resume --------------------------------------------------------------------------------------------------
 
     def _save_state(self: Any, train_data: Any, epoch: int) -> None:
-        generator = getattr(train_data, "generator", None)
         state = {
-            "config": identity(self.config),
+            "config": identity(self.config, self.model),
             "phase": self.phase,
             "epoch": epoch,
             "cur_step": self.cur_step,
             "best_valid_score": float(self.best_valid_score),
+            "state_dict": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+        }
+        write_checkpoint(self.run_dir / "last.pth", {**state, **self.progress(train_data)})
+
+    def progress(self: Any, train_data: Any) -> dict[str, Any]:
+        """How far training has come, beside its weights: the log, and the state of all random numbers."""
+        generator = getattr(train_data, "generator", None)
+        return {
             "best_valid_result": dict(self.best_valid_result or {}),
             "epoch_log": self.epoch_log,
             "phases": self.phases,
-            "state_dict": self.model.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
             "random": random_state(),
             "generator": None if generator is None else generator.get_state(),
         }
-        write_checkpoint(self.run_dir / "last.pth", state)
+
+    def go_on_from(self: Any, progress: dict[str, Any], train_data: Any) -> None:
+        """Training as it stood when its `progress` was taken."""
+        self.best_valid_result = progress["best_valid_result"] or None
+        self.epoch_log, self.phases = progress["epoch_log"], progress["phases"]
+        if progress["generator"] is not None:
+            train_data.generator.set_state(progress["generator"].cpu())
+        set_random_state(progress["random"])
 
     def _saved_state(self: Any) -> dict[str, Any] | None:
         path = None if self.run_dir is None else self.run_dir / "last.pth"
@@ -169,13 +178,9 @@ class ResumableTraining:
     def _restore(self: Any, state: dict[str, Any], train_data: Any) -> None:
         self.start_epoch, self.cur_step = state["epoch"], state["cur_step"]
         self.best_valid_score = state["best_valid_score"]
-        self.best_valid_result = state["best_valid_result"] or None
-        self.epoch_log, self.phases = state["epoch_log"], state["phases"]
         take_weights(self.model, state, self.config, self.run_dir / "last.pth")
         self.optimizer.load_state_dict(state["optimizer"])
-        if state["generator"] is not None:
-            train_data.generator.set_state(state["generator"].cpu())
-        set_random_state(state["random"])
+        self.go_on_from(state, train_data)
 
 
 def prefetched(batches: Iterable[Interaction], device: Any) -> Iterator[Interaction]:
@@ -214,8 +219,3 @@ def compile_layers(model: Any) -> None:
         raise ConfigError(f"compile: torch.compile does not work here, it needs {needed} ({reason})") from error
     for layer in layers:
         layer.compile(dynamic=True)
-
-
-def resumable(trainer: type) -> type:
-    """A RecBole trainer class with exact resume, under its own name."""
-    return type(trainer.__name__, (ResumableTraining, trainer), {})

@@ -11,7 +11,7 @@ from recbole_edt.errors import ConfigError
 def register() -> None:
     """Make the methods, their dataset and their trainers known to RecBole by name; calling it again changes nothing.
 
-    Afterwards ``run_recbole(model="LLMEDT", ...)``, ``get_model``, ``create_dataset``, ``get_trainer`` and
+    Afterwards ``run_recbole(model=NAME, ...)``, ``get_model``, ``create_dataset``, ``get_trainer`` and
     RecBole's hyper-parameter tuning find them. A process that was *spawned* starts without them: call
     ``register()`` at the top of the script, outside ``if __name__ == "__main__"``, and every child does it too.
 
@@ -25,17 +25,18 @@ def register() -> None:
     from recbole.utils.argument_list import dataset_arguments
 
     from recbole_edt.config.recbole_keys import DATASET_KEYS
-    from recbole_edt.models.registry import METHODS
+    from recbole_edt.models.registry import METHODS, model_class
     from recbole_edt.train.dataset import EDTDataset
-    from recbole_edt.train.phases import PhasedTrainer
+    from recbole_edt.train.phases import PhaseTrainer
 
     own_modules, ours = {}, []
     for name, method in METHODS.items():
         # get_model looks for a module of the model's name among RecBole's own.
-        own_modules[f"{models.__name__}.{name.lower()}"] = sys.modules[method.__module__]
-        ours += [(models, name, method), (datasets, f"{name}Dataset", EDTDataset)]
-        if len(method.phases) > 1:
-            ours.append((trainers, f"{name}Trainer", PhasedTrainer))
+        cls = model_class(name)
+        own_modules[f"{models.__name__}.{name.lower()}"] = sys.modules[cls.__module__]
+        ours += [(models, name, cls), (datasets, f"{name}Dataset", EDTDataset)]
+        if len(method.phases) > 1:  # one phase alone is RecBole's own way
+            ours.append((trainers, f"{name}Trainer", PhaseTrainer))
     for module_name, own in own_modules.items():
         if sys.modules.get(module_name, own) is not own:
             raise ConfigError(f"{module_name} is already taken by {sys.modules[module_name]!r}")

@@ -10,7 +10,7 @@ import dataclasses
 import logging
 import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -32,14 +32,14 @@ from recbole_edt.evaluate import results
 from recbole_edt.evaluate.metrics import standard_groups
 from recbole_edt.evaluate.ranking import RankCollector, RankEvaluator, read_ranks, write_ranks
 from recbole_edt.files import alone_in, library_versions, read_bytes, read_json, sha256_of, write_json, write_text
-from recbole_edt.models.recbole_models import SEQUENCE_ROWS, sequence_trained
-from recbole_edt.models.registry import METHODS
+from recbole_edt.models.recbole_models import SEQUENCE_ROWS, trained_on
+from recbole_edt.models.registry import METHODS, phases_of
 from recbole_edt.pipeline import manifest
 from recbole_edt.train import run_files
 from recbole_edt.train.checkpoints import load_weights
 from recbole_edt.train.comparison import Experiment, seen_before, under
 from recbole_edt.train.dataset import EDTDataset, SequenceLoader, artefacts_hash, eval_loader, rows_for, sees_generated
-from recbole_edt.train.phases import PhasedTrainer, trainer_class
+from recbole_edt.train.phases import trainer_class
 from recbole_edt.train.run_files import as_yaml, chosen_epochs, read_result, resolved_config
 
 
@@ -47,10 +47,13 @@ def run_directory(experiment: Experiment, name: str) -> Path:
     """A model's folder, named after everything its result depends on."""
     settings = experiment.settings
     config = recbole_config(settings, name, settings.augmented, experiment.folder)
-    key = sha256_of(
-        resolved_config(config), experiment.split_hash, artefacts_hash(config), recbole_edt.__version__
-    )
-    return experiment.folder / f"{name}-{key[:8]}"
+    return experiment.folder / f"{name}-{sha256_of(*_depends_on(experiment, config))[:8]}"
+
+
+def _depends_on(experiment: Experiment, config: Any, without: Collection[str] = ()) -> tuple[Any, ...]:
+    """Everything that a run's result depends on, but for the keys ``without``."""
+    plain = {key: value for key, value in resolved_config(config).items() if key not in without}
+    return plain, experiment.split_hash, artefacts_hash(config), recbole_edt.__version__
 
 
 def train_model(experiment: Experiment, name: str) -> results.ModelResult:
@@ -62,11 +65,16 @@ def train_model(experiment: Experiment, name: str) -> results.ModelResult:
     Raises: DataError if another process is training it.
     """
     run_dir = run_directory(experiment, name)
-    if not (run_dir / "result.json").is_file():
-        with alone_in(run_dir):
-            if not (run_dir / "result.json").is_file():  # another process may have ended just before
-                _run(experiment, _start(experiment, name, run_dir), name, run_dir)
+    _unless_there(run_dir / "result.json", lambda: _run(experiment, name, run_dir))
     return read_result(run_dir)
+
+
+def _unless_there(result: Path, make: Callable[[], None]) -> None:
+    """Make a folder's result, once and by one process alone."""
+    if not result.is_file():
+        with alone_in(result.parent):
+            if not result.is_file():  # another process may have ended just before
+                make()
 
 
 def finished_run(experiment: Experiment, name: str) -> Path:
@@ -94,10 +102,7 @@ def train_on_all(experiment: Experiment, name: str) -> Path:
     """
     run_dir = finished_run(experiment, name)
     folder = run_dir / ALL_DATA
-    if not (folder / "result.json").is_file():
-        with alone_in(folder):
-            if not (folder / "result.json").is_file():
-                _run_on_all(experiment, name, run_dir, folder)
+    _unless_there(folder / "result.json", lambda: _run_on_all(experiment, name, run_dir, folder))
     return folder
 
 
@@ -105,27 +110,16 @@ def _run_on_all(experiment: Experiment, name: str, run_dir: Path, folder: Path) 
     values = {**(experiment.settings.model_settings.get(name) or {}), **chosen_epochs(run_dir)}
     models = {**experiment.settings.model_settings, name: values}
     settings = dataclasses.replace(experiment.settings, model_settings=models)
-    config = recbole_config(settings, name, settings.augmented, folder)
-    _write_config(config, folder)
-    init_seed(config["seed"], config["reproducibility"])
-    part = experiment.dataset.for_model(config).everything(sees_generated(config), _rows_of(config, name))
-    train_data, cls = _training(config, name, part)
-    model = cls(config, part).to(config["device"])
     shared = dataclasses.replace(experiment, settings=settings, share_pretraining=False)
-    trainer = make_trainer(shared, config, model, folder, part)
-    with _log_to(folder / "log.txt"):
-        trainer.fit(train_data)
+    trainer, part, _ = _fitted(shared, name, folder, everything=True)
     measured = ("test", "best_valid", "valid_metric", "candidates", "candidates_hash", "seen_items")
     validated = {key: value for key, value in read_json(run_dir / "result.json").items() if key not in measured}
     own = {
         "trained_on": run_files.EVERYTHING,
         "settings": model_values(settings, name),
         "phases": [{**phase, "ended_by": "as many epochs as validation chose"} for phase in trainer.phases],
-        "seconds": sum(row["train_seconds"] for row in trainer.epoch_log),
-        "targets_per_epoch": _n_targets(part),
-        "versions": library_versions(),
     }
-    write_json(folder / "result.json", {**validated, **own})
+    write_json(folder / "result.json", {**validated, **_training_of(trainer, part), **own})
     _remove_leftovers(folder)
 
 
@@ -147,19 +141,22 @@ def open_run(experiment: Experiment, name: str, run_dir: Path) -> tuple[Any, Any
     init_seed(config["seed"], config["reproducibility"])
     train_data, _, test_data, cls = loaders(experiment, config, name)
     model = cls(config, train_data._dataset).to(config["device"])
-    if name in METHODS:
-        model.to_last_phase()
     load_weights(model, config, run_dir / "best.pth")
     return model, make_trainer(experiment, config, model, run_dir, train_data._dataset, trains=False), test_data
 
 
 def _write_ranks(experiment: Experiment, ranks: pd.DataFrame, path: Path) -> None:
-    tokens = experiment.dataset.field2id_token
-    users, items = tokens[experiment.dataset.uid_field], tokens[experiment.dataset.iid_field]
+    """With labels of each test row for the report's groups, from raw training rows."""
+    dataset = experiment.dataset
+    rows = dataset.sequences.raw(dataset.item_domain)
+    train, domain = rows.mark == split.TRAIN, dataset.item_domain.numpy()
+    real = ~dataset.virtual.numpy() & (domain > 0)
+    groups = standard_groups(ranks, rows.user[train].numpy(), rows.item[train].numpy(), domain, real)
     about = {**ranks.attrs, "split_hash": experiment.split_hash, "seen_why": experiment.seen_why}
-    ranks = ranks.assign(**_groups(experiment, ranks))
+    ranks = ranks.assign(**groups)
     ranks.attrs = about
-    write_ranks(ranks, path, users, items)
+    tokens = dataset.field2id_token
+    write_ranks(ranks, path, tokens[dataset.uid_field], tokens[dataset.iid_field])
 
 
 def validate_model(experiment: Experiment, name: str, run_dir: Path) -> dict[str, Any]:
@@ -169,7 +166,7 @@ def validate_model(experiment: Experiment, name: str, run_dir: Path) -> dict[str
     holds of other settings, left by a search that was begun anew, is not read.
 
     Returns: what ``valid.json`` holds: ``score`` (the validation metric of the best epoch), ``metric``, ``epochs``,
-        ``seconds`` of training, ``phases`` and ``parameters``.
+        ``seconds`` of training, ``phases``, ``parameters``, ``targets_per_epoch`` and ``versions``.
     """
     path = run_dir / "valid.json"
     config = recbole_config(experiment.settings, name, experiment.settings.augmented, run_dir)
@@ -195,47 +192,41 @@ def _is_of(config: Any, run_dir: Path) -> bool:
 
 
 def _run_to_validate(experiment: Experiment, name: str, run_dir: Path) -> None:
-    config = _start(experiment, name, run_dir)
-    trainer, model, _, _ = _fitted(experiment, config, name, run_dir)
+    trainer, part, _ = _fitted(experiment, name, run_dir)
     result = {"score": float(trainer.best_valid_score), "metric": trainer.valid_metric.lower()}
-    write_json(run_dir / "valid.json", {**result, "epochs": len(trainer.epoch_log), **_training_of(trainer, model)})
+    write_json(run_dir / "valid.json", {**result, "epochs": len(trainer.epoch_log), **_training_of(trainer, part)})
     for weights in run_dir.glob("*.pth*"):
         weights.unlink()
 
 
-def _start(experiment: Experiment, name: str, run_dir: Path) -> Any:
-    """The configuration of a run that begins, or goes on, written into its folder."""
+def _fitted(experiment: Experiment, name: str, run_dir: Path, everything: bool = False) -> tuple[Any, EDTDataset, Any]:
+    """Trainer after training, the training part, and the loader of the test targets; None on everything."""
     config = recbole_config(experiment.settings, name, experiment.settings.augmented, run_dir)
-    _write_config(config, run_dir)
-    return config
-
-
-def _write_config(config: Any, run_dir: Path) -> None:
     write_text(run_dir / "config.yaml", as_yaml(config))
-
-
-def _fitted(experiment: Experiment, config: Any, name: str, run_dir: Path) -> tuple[Any, Any, Any, Any]:
-    """Trainer and model after training, the training part, and the loader of the test targets."""
     init_seed(config["seed"], config["reproducibility"])
-    train_data, valid_data, test_data, cls = loaders(experiment, config, name)
-    model = cls(config, train_data._dataset).to(config["device"])
-    trainer = make_trainer(experiment, config, model, run_dir, train_data._dataset)
+    train_data, valid_data, test_data, cls = loaders(experiment, config, name, everything)
+    part = train_data._dataset
+    model = cls(config, part).to(config["device"])
+    trainer = make_trainer(experiment, config, model, run_dir, part)
     with _log_to(run_dir / "log.txt"):
         trainer.fit(train_data, valid_data)
-    return trainer, model, train_data._dataset, test_data
+    return trainer, part, test_data
 
 
-def _training_of(trainer: Any, model: Any) -> dict[str, Any]:
+def _training_of(trainer: Any, part: EDTDataset) -> dict[str, Any]:
     """How training went, and what it was of."""
+    model = trainer.model
     return {
         "phases": trainer.phases,
         "seconds": sum(row["train_seconds"] for row in trainer.epoch_log),
         "parameters": sum(one.numel() for one in getattr(model, "used_parameters", model.parameters)()),
+        "targets_per_epoch": _n_targets(part),
+        "versions": library_versions(),
     }
 
 
-def _run(experiment: Experiment, config: Any, name: str, run_dir: Path) -> None:
-    trainer, model, part, test_data = _fitted(experiment, config, name, run_dir)
+def _run(experiment: Experiment, name: str, run_dir: Path) -> None:
+    trainer, part, test_data = _fitted(experiment, name, run_dir)
     with _log_to(run_dir / "log.txt"):
         test = trainer.evaluate(test_data, load_best_model=True)
     _write_ranks(experiment, trainer.evaluator.ranks, run_dir / "ranks.csv")
@@ -249,19 +240,17 @@ def _run(experiment: Experiment, config: Any, name: str, run_dir: Path) -> None:
         "given": experiment.settings.given,
         "made_with": manifest.made_with(experiment.settings),
         "rows": part.training,
-        "sees_generated": sees_generated(config),
-        **_training_of(trainer, model),
-        "targets_per_epoch": _n_targets(part),
+        "sees_generated": sees_generated(trainer.config),
+        **_training_of(trainer, part),
         "best_valid": dict(trainer.best_valid_result or {}),
         "valid_metric": trainer.valid_metric,
         "test": dict(test),
         "split_hash": experiment.split_hash,
         "catalogue_hash": catalogue_hash(experiment.dataset.source),
-        "artefacts_hash": artefacts_hash(config),
+        "artefacts_hash": artefacts_hash(trainer.config),
         "candidates": experiment.settings.candidates,
         "candidates_hash": experiment.candidates_hash,
         "seen_items": experiment.seen_items,
-        "versions": library_versions(),
     }
     write_json(run_dir / "result.json", result)
     _remove_leftovers(run_dir)
@@ -273,27 +262,23 @@ def _remove_leftovers(run_dir: Path) -> None:
         leftover.unlink(missing_ok=True)
 
 
-def loaders(experiment: Experiment, config: Any, name: str) -> tuple[Any, Any, Any, type]:
-    """Loaders of the three parts, and the model's class, for the rows that this model trains on."""
-    parts = experiment.dataset.for_model(config).parts(sees_generated(config), _rows_of(config, name))
-    train_data, cls = _training(config, name, parts[0])
-    return train_data, eval_loader(config, parts[1]), eval_loader(config, parts[2]), cls
-
-
-def _rows_of(config: Any, name: str) -> str:
-    """The rows of ``EDTDataset.parts`` that a model trains on."""
-    if by_sequence(name, config["training"]):
-        return rows_for(config) if name in METHODS else SEQUENCE_ROWS[name]
-    return "prefix" if config["MODEL_TYPE"] == ModelType.SEQUENTIAL else "pairs"
-
-
-def _training(config: Any, name: str, train: EDTDataset) -> tuple[Any, type]:
-    """Loader of a training part, and the model's class."""
-    if by_sequence(name, config["training"]):
-        cls = METHODS[name] if name in METHODS else sequence_trained(name)
-        return SequenceLoader(train, config["train_batch_size"], config["seed"]), cls
-    sampler = create_samplers(config, train, [train] * 3)[0]  # by popularity it would count held-out rows, too
-    return get_dataloader(config, "train")(config, train, sampler, shuffle=config["shuffle"]), get_model(name)
+def loaders(experiment: Experiment, config: Any, name: str, everything: bool = False) -> tuple[Any, Any, Any, type]:
+    """Loaders of the three parts, or of all rows for training alone, and the class of this model on such rows."""
+    whole = by_sequence(name, config["training"])
+    if whole:
+        rows = rows_for(config) if name in METHODS else SEQUENCE_ROWS[name]
+    else:
+        rows = "prefix" if config["MODEL_TYPE"] == ModelType.SEQUENTIAL else "pairs"
+    view, generated = experiment.dataset.for_model(config), sees_generated(config)
+    train, *held_out = [view.everything(generated, rows)] if everything else view.parts(generated, rows)
+    if whole:
+        train_data, cls = SequenceLoader(train, config["train_batch_size"], config["seed"]), trained_on(rows, name)
+    else:
+        sampler = create_samplers(config, train, [train] * 3)[0]  # by popularity it would count held-out rows, too
+        loader, cls = get_dataloader(config, "train"), get_model(name)
+        train_data = loader(config, train, sampler, shuffle=config["shuffle"])
+    valid_data, test_data = [eval_loader(config, part) for part in held_out] or (None, None)
+    return train_data, valid_data, test_data, cls
 
 
 def make_trainer(
@@ -303,8 +288,10 @@ def make_trainer(
     with _tensorboard_in(run_dir if trains else None):
         trainer = trainer_class(config["MODEL_TYPE"], config["model"])(config, model)
     trainer.run_dir, trainer.saved_model_file = run_dir, str(run_dir / "best.pth")
-    if experiment.share_pretraining and isinstance(trainer, PhasedTrainer):
-        trainer.shared_first = experiment.folder / f"pretraining-{_pretraining_key(experiment, config)[:8]}.pth"
+    if experiment.share_pretraining and len(phases := phases_of(config["model"])) > 1:
+        last = {phases[-1].key(name) for name in ("epochs", "learning_rate", "stopping_step")}
+        key = sha256_of(*_depends_on(experiment, config, without=last))
+        trainer.shared = experiment.folder / f"pretraining-{key[:8]}.pth"
     device = config["device"]
     trainer.collectors = {
         phase: RankCollector(
@@ -324,13 +311,6 @@ def make_trainer(
     return trainer
 
 
-def _pretraining_key(experiment: Experiment, config: Any) -> str:
-    """Of everything that pre-training depends on."""
-    later = tuple(phase.prefix for phase in METHODS[config["model"]].phases[1:])
-    plain = {key: value for key, value in resolved_config(config).items() if not key.startswith(later)}
-    return sha256_of(plain, experiment.split_hash, artefacts_hash(config), recbole_edt.__version__)
-
-
 def _n_targets(part: EDTDataset) -> int:
     """Distinct training targets that one epoch covers."""
     train = part.sequences.mark == split.TRAIN
@@ -338,17 +318,6 @@ def _n_targets(part: EDTDataset) -> int:
         train &= ~part.sequences.generated
     first = part.sequences.first == torch.arange(len(train))
     return int((train & ~first).sum() if part.training in ("sequence", "prefix") else train.sum())
-
-
-def _groups(experiment: Experiment, ranks: pd.DataFrame) -> dict[str, Any]:
-    """Labels of each test row for the report's groups, from raw training rows."""
-    dataset = experiment.dataset
-    rows = dataset.sequences.raw(dataset.item_domain)
-    train = rows.mark == split.TRAIN
-    real = (~dataset.virtual).numpy() & (dataset.item_domain > 0).numpy()
-    return standard_groups(
-        ranks, rows.user[train].numpy(), rows.item[train].numpy(), dataset.item_domain.numpy(), real
-    )
 
 
 class _PlainFormatter(logging.Formatter):

@@ -16,11 +16,11 @@ from recbole_edt.errors import DataError
 from recbole_edt.evaluate import results
 from recbole_edt.evaluate.ranking import read_ranks
 from recbole_edt.files import faults_of, read_file, read_json
-from recbole_edt.models.registry import METHODS
+from recbole_edt.models.registry import METHODS, phases_of
 
 
 def chosen_epochs(run_dir: Path) -> dict[str, int]:
-    """Epochs of each phase up to the best validation, by key; fine-tuning that did not help has none.
+    """Epochs of each phase up to the best validation, by key; a later phase that did not help has none.
 
     Of equals the last counts, as in RecBole's early stopping. Empty for a model without epochs.
     """
@@ -28,20 +28,19 @@ def chosen_epochs(run_dir: Path) -> dict[str, int]:
     metric, always = result["valid_metric"], _keeps_last_phase(result)
     if epochs is None or metric not in epochs:
         return {}
+    phases = {phase.name: phase for phase in phases_of(result["model"])}
     best, found = -np.inf, {}
-    method = METHODS.get(result["model"])
-    prefixes: dict[Any, str] = {phase.name: phase.prefix for phase in method.phases} if method else {}
     for phase, rows in epochs.dropna(subset=[metric]).groupby("phase", sort=False):
         top = rows[metric].max()
         n_epochs = int(rows.loc[rows[metric] == top, "epoch"].iloc[-1]) + 1
-        found[f"{prefixes.get(phase, '')}epochs"] = n_epochs if top >= best or always else 0
+        found[phases[str(phase)].key("epochs")] = n_epochs if top >= best or always else 0
         best = max(best, top)
     return found
 
 
 def _keeps_last_phase(result: Mapping[str, Any]) -> bool:
     """Whether a run's weights are those of its last phase, even if an earlier one was better."""
-    return bool(result.get("settings", {}).get("adapter_residual", False))
+    return bool(result.get("settings", {}).get(phases_of(result["model"])[-1].new_scores))
 
 
 def read_epochs(run_dir: Path) -> pd.DataFrame | None:

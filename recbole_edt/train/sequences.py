@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import torch
-from recbole.data.interaction import Interaction
 from torch import Tensor
-from tqdm import tqdm
 
-from recbole_edt.data.split import TRAIN, leave_one_out_marks
-from recbole_edt.models.parts.batch_fields import STATE
+from recbole_edt.data.split import leave_one_out_marks
 
 
 @dataclass(frozen=True)
@@ -85,40 +80,3 @@ def gather_slices(flat: Tensor, start: Tensor, end: Tensor, width: int | None = 
     if not len(flat):
         return torch.zeros(len(start), longest, dtype=torch.long), length
     return flat[index] * inside, length
-
-
-class FrozenStates:
-    """Training batches of fine-tuning: single targets with their frozen states, which are computed once.
-
-    Args:
-        model: frozen.
-        train_data: the loader of pre-training; its number of batches is kept.
-    """
-
-    shuffle = True
-
-    def __init__(self, model: Any, train_data: Any) -> None:
-        self._dataset = self.dataset = train_data._dataset.for_finetuning()
-        self.generator = train_data.generator
-        model.eval()
-        row, first = self._dataset.row, self._dataset.sequences.first
-        rows = (row - first[row]).argsort(stable=True)  # always in the same order, for resume
-        bar = tqdm(rows.split(256), desc="frozen states", delay=1, leave=False, disable=None)
-        parts = [model.frozen_states(self._dataset[index].to(model.device)) for index in bar]
-        self.targets = Interaction({key: torch.cat([part[key] for part in parts]) for key in parts[0].columns})
-        self.n_batches = len(train_data)
-
-    def __len__(self) -> int:
-        return self.n_batches
-
-    def __iter__(self) -> Iterator[Interaction]:
-        order = torch.randperm(len(self.targets), generator=self.generator)
-        for index in order.tensor_split(self.n_batches):
-            index = index.to(self.targets[STATE].device)
-            yield Interaction({key: column[index] for key, column in self.targets.interaction.items()})
-
-    @staticmethod
-    def n_bytes(model: Any, train_data: Any) -> int:
-        """Memory that the states of all training targets take, at most."""
-        n_targets = int((train_data._dataset.sequences.mark == TRAIN).sum())
-        return 8 * n_targets * model.settings.hidden_size

@@ -28,8 +28,7 @@ from recbole_edt.models.parts.faster import CausalAttention, CausalEncoder
 from recbole_edt.models.parts.states import AllPositions, last_state
 from recbole_edt.train import comparison, run
 from recbole_edt.train.dataset import EDTDataset
-from recbole_edt.train.phases import finetuning_loader
-from recbole_edt.train.sequences import FrozenStates
+from recbole_edt.train.phases import FrozenStates, single_targets
 
 CAUSAL = [name for name in BACKBONES if name != MASKED]
 SEQUENTIAL = sorted(
@@ -290,7 +289,7 @@ def test_every_backbone_learns_in_both_phases_with_every_loss(ready, name, norm_
     batch = next(iter(train_data))
     for phase in ("pretrain", "finetune"):
         if phase == "finetune":
-            model.to_last_phase()
+            model.start(model.method.phases[1])
             model.train()
             before = {key: value.clone() for key, value in model.state_dict().items()}
             batch = FrozenStates(model, train_data).targets
@@ -361,7 +360,7 @@ def test_alignment_by_masking_takes_the_state_that_stands_for_the_user_at_infere
 
 def test_each_target_of_finetuning_has_its_own_masked_prefix_and_so_has_its_domain(ready):
     model, train_data, _ = ready("BERT4Rec", alpha=0)
-    model.to_last_phase()
+    model.start(model.method.phases[1])
     model.eval()
     part = train_data._dataset.for_finetuning()
     rows = torch.arange(len(part))
@@ -387,12 +386,12 @@ def test_each_target_of_finetuning_has_its_own_masked_prefix_and_so_has_its_doma
 
 def test_states_too_large_to_keep_come_batch_by_batch_from_the_same_rows(ready):
     model, train_data, _ = ready("BERT4Rec", alpha=0)
-    loader = finetuning_loader(train_data)
+    loader = single_targets(train_data)
     targets = torch.cat([batch["item_id"] for batch in loader])
     kept = FrozenStates(model, train_data)
     assert torch.equal(targets.sort().values, kept.targets["item_id"].sort().values)
     assert abs(len(loader) - len(train_data)) <= 1
-    model.to_last_phase()
+    model.start(model.method.phases[1])
     assert all(torch.isfinite(torch.stack(model.calculate_loss(batch))).all() for batch in loader)
 
 

@@ -251,13 +251,13 @@ def test_equation_9_pretraining_is_bpr_over_every_position_of_the_mixed_sequence
 
 def with_states(model: LLMEDT, batch):
     """The batch as ready for fine-tuning: frozen states of every target."""
-    model.to_last_phase()
+    model.start(model.method.phases[1])
     return model.train().frozen_states(batch)
 
 
 def test_equation_10_a_domains_user_vector_is_two_linear_maps_of_the_frozen_state_of_its_own_sequence(opened):
     model, reference, _, batch = opened
-    model.to_last_phase()
+    model.start(model.method.phases[1])
     with torch.no_grad():
         vectors = model.eval().user_vectors(batch).numpy()
     for b, items in enumerate(histories(batch)):
@@ -268,7 +268,7 @@ def test_equation_10_a_domains_user_vector_is_two_linear_maps_of_the_frozen_stat
 
 def test_equation_11_the_score_is_the_domains_part_plus_the_global_part(opened):
     model, reference, _, batch = opened
-    model.to_last_phase()
+    model.start(model.method.phases[1])
     with torch.no_grad():
         scores = model.eval().full_sort_predict(batch).numpy()
     for b, items in enumerate(histories(batch)):
@@ -359,7 +359,7 @@ def test_padding_changes_no_score_and_no_loss(opened):
     losses = [loss.item() for loss in model.calculate_loss(batch)]
     padded = [{key: wider(value) for key, value in one.interaction.items()} for one in (batch, test_batch)]
     assert losses == pytest.approx([loss.item() for loss in model.calculate_loss(Interaction(padded[0]))], abs=1e-9)
-    model.to_last_phase()
+    model.start(model.method.phases[1])
     with torch.no_grad():
         scores, again = (model.eval().full_sort_predict(one) for one in (test_batch, Interaction(padded[1])))
     torch.testing.assert_close(scores, again, atol=1e-9, rtol=0)

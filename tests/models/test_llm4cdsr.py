@@ -520,7 +520,7 @@ def test_the_profiles_written_are_those_that_the_methods_read(given, kinds, work
     settings = load_settings("tiny", [], {**QUICK, **given})
     assert settings.pipelines == kinds and settings.profile.pipeline == kinds[0]
     for model in ("LLMEDT", "LLM4CDSR"):
-        read = recbole_config(settings, model, "tiny-edt", Path("runs"))["profiles"] or METHODS[model].profile_kind
+        read = recbole_config(settings, model, "tiny-edt", Path("runs"))["profiles"] or METHODS[model].profiles
         assert read == profiles_of(settings, model)
         if model in given.get("models", given.get("model", "LLMEDT")):
             assert read in kinds

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from recbole_edt.errors import ConfigError
-from recbole_edt.models.base import principal_components, read_settings
+from recbole_edt.models.base import principal_components
 from recbole_edt.models.llmedt import LLMEDT, ModelSettings
 from recbole_edt.models.parts.batch_fields import DOMAIN_SEQ, DOMAIN_SEQ_LEN, LAST_WINDOW, TARGET_SEQ
 from recbole_edt.models.parts.states import last_state
@@ -88,7 +88,7 @@ def test_a_batch_with_one_profile_has_no_alignment_term(ready):
 
 
 def finetuned(model: LLMEDT) -> LLMEDT:
-    model.to_last_phase()
+    model.start(model.method.phases[1])
     for adapter in model.user_adapters:
         torch.nn.init.normal_(adapter.outer.weight)
         torch.nn.init.normal_(adapter.outer.bias)
@@ -156,7 +156,7 @@ def test_finetuning_starts_at_the_pretrained_scores(ready):
     batch = next(iter(test_data))[0]
     with torch.no_grad():
         before = model.full_sort_predict(batch)
-        model.to_last_phase()
+        model.start(model.method.phases[1])
         model.eval()
         after = model.full_sort_predict(batch)
     torch.testing.assert_close(before, after)
@@ -164,7 +164,7 @@ def test_finetuning_starts_at_the_pretrained_scores(ready):
 
 def test_only_the_user_adapters_change_in_finetuning_and_dropout_is_off(ready):
     model, train_data, _ = ready(hidden_dropout_prob=0.5, attn_dropout_prob=0.5)
-    model.to_last_phase()
+    model.start(model.method.phases[1])
     model.train()
     before = {name: value.clone() for name, value in model.state_dict().items()}
     optimizer = torch.optim.Adam(model.user_adapters.parameters(), 0.1)
@@ -202,7 +202,7 @@ def test_every_loss_and_representation_learns_in_both_phases(ready, loss_type, r
     batch = next(iter(train_data))
     for phase in ("pretrain", "finetune"):
         if phase == "finetune":
-            model.to_last_phase()
+            model.start(model.method.phases[1])
         optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], 0.01)
         curve = []
         for step in range(25):
@@ -253,7 +253,7 @@ def test_alignment_of_states_is_read_where_the_sequence_ends(order):
 
 def test_settings_out_of_range_are_listed_together():
     with pytest.raises(ConfigError) as error:
-        read_settings(ModelSettings, {name: None for name in ModelSettings.__dataclass_fields__} | {
+        ModelSettings.read({name: None for name in ModelSettings.__dataclass_fields__} | {
             "backbone": "SASRek", "loss_type": "XE", "adapter_size": 0, "alpha": -1, "align_temperature": 0
         })
     for key in ("backbone", "loss_type", "adapter_size", "alpha", "align_temperature"):

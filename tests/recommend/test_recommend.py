@@ -419,7 +419,7 @@ def test_the_model_for_production_has_learnt_from_every_interaction_and_is_never
 
 
 def test_each_phase_has_as_many_epochs_as_validation_chose(tmp_path):
-    (tmp_path / "result.json").write_text('{"valid_metric": "ndcg@10", "model": "LLMEDT"}')
+    (tmp_path / "result.json").write_text('{"model": "LLMEDT", "valid_metric": "ndcg@10"}')
     assert run_files.chosen_epochs(tmp_path) == {}
     rows = [("pretrain", 0, 0.1), ("pretrain", 1, 0.3), ("pretrain", 2, 0.3), ("pretrain", 3, 0.2)]
     for values, expected in (((0.2, 0.3, 0.1), 2), ((0.2, 0.25, 0.29), 0), ((0.4, None, 0.2), 1)):

@@ -18,16 +18,14 @@ from recbole_edt.config.recbole_config import recbole_config
 from recbole_edt.config.settings import load_settings
 from recbole_edt.errors import ConfigError, DataError, EDTError
 from recbole_edt.experiments import compare
-from recbole_edt.models.base import read_settings
 from recbole_edt.models.llmedt import PhaseConfig
 from recbole_edt.models.parts.backbones import BACKBONES
 from recbole_edt.models.parts.batch_fields import OWN_STATE, STATE, TARGET_SEQ
 from recbole_edt.train import comparison
 from recbole_edt.train.checkpoints import load_checkpoint, load_weights, random_state, set_random_state
 from recbole_edt.train.loop import NOT_RESUMED, ResumableTraining
-from recbole_edt.train.phases import FrozenHistories
+from recbole_edt.train.phases import FrozenHistories, FrozenStates
 from recbole_edt.train.run import loaders, make_trainer
-from recbole_edt.train.sequences import FrozenStates
 
 
 @pytest.fixture
@@ -116,7 +114,7 @@ def test_a_model_with_counters_of_its_own_that_was_killed_is_trained_anew_to_the
 def test_states_that_were_kept_give_the_losses_of_states_computed_anew(run):
     trainer, train_data, *_ = run("LLMEDT", "run", hidden_dropout_prob=0.5)
     model = trainer.model
-    model.to_last_phase()
+    model.start(model.method.phases[1])
     model.train()
     for adapter in model.user_adapters:
         torch.nn.init.normal_(adapter.outer.weight)
@@ -133,8 +131,8 @@ def test_states_that_were_kept_give_the_losses_of_states_computed_anew(run):
 
 def test_states_too_large_to_keep_are_computed_for_each_batch(run, workplace, monkeypatch):
     monkeypatch.setattr("recbole_edt.train.phases.STATE_CACHE_BYTES", 0)
-    for one in ("sequences.FrozenStates", "phases.FrozenHistories"):
-        monkeypatch.setattr(f"recbole_edt.train.{one}.__init__", None)  # would fail if it were made
+    for one in ("FrozenStates", "FrozenHistories"):
+        monkeypatch.setattr(f"recbole_edt.train.phases.{one}.__init__", None)  # would fail if it were made
     trainer, train_data, valid_data, _ = run("LLMEDT", "run")
     trainer.fit(train_data, valid_data)
     assert [row["phase"] for row in trainer.epoch_log][-1] == "finetune"
@@ -144,7 +142,7 @@ def test_states_too_large_to_keep_are_computed_for_each_batch(run, workplace, mo
 def test_histories_whose_states_were_kept_are_ranked_as_they_were_without(run, monkeypatch, backbone):
     trainer, _, valid_data, _ = run("LLMEDT", "run", backbone=backbone)
     model = trainer.model
-    model.to_last_phase()
+    model.start(model.method.phases[1])
     for adapter in model.user_adapters:
         torch.nn.init.normal_(adapter.outer.weight)
     expected = trainer.evaluate(valid_data, load_best_model=False), trainer.evaluator.ranks
@@ -184,10 +182,10 @@ def test_without_finetuning_the_pretrained_checkpoint_is_the_result(run, workpla
     trainer, train_data, valid_data, _ = run("LLMEDT", "run", finetune_epochs=0)
     trainer.fit(train_data, valid_data)
     assert {row["phase"] for row in trainer.epoch_log} == {"pretrain"}
+    whole, *data = run("LLMEDT", "whole")
+    whole.fit(*data[:2])
     one = weights(workplace / "run")
-    trainer, train_data, valid_data, _ = run("LLMEDT", "tuned")
-    trainer.fit(train_data, valid_data)
-    other = load_checkpoint(workplace / "tuned" / "best.pth.pretrain")["state_dict"]
+    other = load_checkpoint(workplace / "whole" / "best.pth.pretrain")["state_dict"]
     assert all(torch.equal(one[key], other[key]) for key in one)
 
 
@@ -195,13 +193,13 @@ def test_finetuning_starts_from_the_best_pretrained_epoch_and_not_from_the_last(
     trainer, train_data, valid_data, _ = run("LLMEDT", "run", epochs=3, finetune_epochs=1)
     scores = iter([0.5, 0.4, 0.3, 0.2])
     monkeypatch.setattr(trainer, "_valid_epoch", lambda *args, **keys: (next(scores), {"ndcg@10": 0.0}))
-    start, begin = {}, trainer._begin
+    start, begin = {}, trainer.begin
 
     def noted(phase):
         start.update({key: value.clone() for key, value in trainer.model.state_dict().items()})
         begin(phase)
 
-    monkeypatch.setattr(trainer, "_begin", noted)
+    monkeypatch.setattr(trainer, "begin", noted)
     trainer.fit(train_data, valid_data)
     best = load_checkpoint(workplace / "run" / "best.pth.pretrain")["state_dict"]
     assert start and all(torch.equal(start[key], best[key]) for key in best)
@@ -227,20 +225,20 @@ def test_a_model_that_was_not_finetuned_ranks_by_its_pretraining_when_it_is_load
     trainer.fit(train_data, valid_data)
     measured = trainer.evaluate(valid_data, load_best_model=True)
     trainer.model.to_last_phase()
-    assert trainer.model.phase.name == "pretrain" and trainer.evaluate(valid_data, load_best_model=False) == measured
+    assert trainer.model.phase == "pretrain" and trainer.evaluate(valid_data, load_best_model=False) == measured
 
 
 def test_gradients_of_pretraining_do_not_clip_those_of_finetuning(run):
     trainer, train_data, *_ = run("LLMEDT", "run")
     sum(trainer.model.calculate_loss(next(iter(train_data)))).backward()
-    trainer.model.to_last_phase()
+    trainer.model.start(trainer.model.method.phases[1])
     assert all(parameter.grad is None for parameter in trainer.model.parameters())
 
 
 @pytest.mark.parametrize("backbone", ["SASRec", "GRU4Rec"])
 def test_mixed_precision_leaves_losses_outside_with_loaders_that_are_not_ours(run, workplace, backbone):
     trainer, train_data, *_ = run("LLMEDT", "run", enable_amp=True, backbone=backbone)
-    trainer.model.to_last_phase()
+    trainer.model.start(trainer.model.method.phases[1])
     trainer.run_dir = None
     loss = trainer._train_epoch(list(train_data), 0)  # autocast around the whole step would end in mixed types
     assert np.isfinite(loss).all()
@@ -262,7 +260,7 @@ def test_mixed_precision_of_recboles_own_loop_is_bfloat16(run):
 def test_early_stopping_is_told_from_the_epoch_cap(run):
     trainer, train_data, valid_data, _ = run("SASRec", "run", epochs=50)
     with pytest.raises(ConfigError):
-        read_settings(PhaseConfig, {**dict.fromkeys(PhaseConfig.__dataclass_fields__), "finetune_epochs": -1})
+        PhaseConfig.read({**dict.fromkeys(PhaseConfig.__dataclass_fields__), "finetune_epochs": -1})
     trainer.stopping_step = 0
     scores = iter([0.5, 0.4, 0.3])
     trainer._valid_epoch = lambda *args, **kwargs: (next(scores), {"ndcg@10": 0.0})

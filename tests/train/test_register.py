@@ -26,10 +26,10 @@ from recbole_edt.config import recbole_keys
 from recbole_edt.config.settings import load_settings
 from recbole_edt.errors import ConfigError, DataError
 from recbole_edt.models.llmedt import LLMEDT
-from recbole_edt.models.registry import METHODS
+from recbole_edt.models.registry import METHODS, model_class
 from recbole_edt.pipeline import stages
 from recbole_edt.train.dataset import EDTDataset
-from recbole_edt.train.phases import PhasedTrainer
+from recbole_edt.train.phases import PhaseTrainer
 
 MODULE = "recbole.model.sequential_recommender.llmedt"
 REPOSITORY = Path(recbole_edt.__file__).parents[1]
@@ -86,11 +86,11 @@ def test_recbole_finds_model_data_set_and_trainer_by_name(registered, augmented)
     assert get_model("LLMEDT") is LLMEDT
     settings = stock_config(augmented)
     assert type(create_dataset(settings)) is EDTDataset
-    assert get_trainer(settings["MODEL_TYPE"], "LLMEDT") is PhasedTrainer
+    assert get_trainer(settings["MODEL_TYPE"], "LLMEDT") is PhaseTrainer
 
 
 def test_recbole_finds_every_method_and_trains_one_of_a_single_phase_by_its_own_trainer(registered, augmented):
-    assert all(get_model(name) is method for name, method in METHODS.items())
+    assert all(get_model(name) is model_class(name) for name in METHODS)
     settings = Config("LLM4CDSR", "tiny-edt", config_dict={"data_path": str(augmented), **SMALL, "profiles": "sra"})
     dataset = create_dataset(settings)
     train = data_preparation(settings, dataset)[0]

@@ -140,7 +140,7 @@ def test_the_best_epoch_is_found_among_those_that_were_validated(workplace):
     pd.DataFrame({**phases, metric: [0.5, 0.4, 0.2, 0.3]}).to_csv(run_dir / "epochs.csv", index=False)
     result = read_json(run_dir / "result.json")
     for residual, best in ((False, 1), (True, 4)):
-        write_json(run_dir / "result.json", {**result, "settings": {"adapter_residual": residual}})
+        write_json(run_dir / "result.json", {**result, "model": "LLMEDT", "settings": {"adapter_residual": residual}})
         assert run_files.read_result(run_dir).best_epoch == best
     (run_dir / "config.yaml").write_text("a: [1\n", encoding="utf-8")
     with pytest.raises(ConfigError, match="config.yaml, line 2"):

@@ -17,10 +17,17 @@ from torch.nn import functional
 
 from recbole_edt.errors import ConfigError
 from recbole_edt.files import read_yaml
-from recbole_edt.models.parts.faster import quicken_dropout
 from recbole_edt.models.parts.item_encoder import ItemEncoder
 from recbole_edt.models.parts.masking import random_mask
-from recbole_edt.models.parts.states import AllPositions, PreNorm, full_precision, last_state, mixed_precision
+from recbole_edt.models.parts.states import (
+    AllPositions,
+    ConfigView,
+    Masking,
+    PreNorm,
+    full_precision,
+    last_state,
+    mixed_precision,
+)
 
 MASKED = "BERT4Rec"
 BACKBONES = ("SASRec", "GRU4Rec", MASKED, "NextItNet")
@@ -86,15 +93,12 @@ class DilatedStates(CausalStates):
             return full_precision(self.final_layer(self.residual_blocks(self.item_embedding(item_seq))))
 
 
-class MaskedStates:
+class MaskedStates(Masking):
     """First base of BERT4Rec: trained by masking, asked by a mask token after the last item."""
 
     def __init__(self: Any, config: Any, dataset: Any) -> None:
-        super().__init__(config, dataset)  # type: ignore[call-arg]
-        self.ft_ratio = config["ft_ratio"]  # RecBole keeps it in a batch transform
+        super().__init__(config, dataset)
         del self.output_bias  # scores are those of Eq. 8 and 11
-        self.mixed_precision = bool(config["enable_amp"])
-        quicken_dropout(self)
 
     def predicted(self: Any, targets: Tensor, length: Tensor) -> Tensor:
         """``[B, L]`` bool: a fresh mask, without the positions that are no targets."""
@@ -144,25 +148,6 @@ class MaskedItemEncoder(ItemEncoder):
         return torch.where(masked.unsqueeze(-1), self.mask, super().forward(items.masked_fill(masked, 0)))
 
 
-class _BackboneConfig:
-    """The configuration a backbone's constructor sees: ours first, then RecBole's defaults for that model."""
-
-    def __init__(self, name: str, hidden_size: int, config: Any) -> None:
-        path = Path(recbole.__file__).parent / "properties" / "model" / f"{name}.yaml"
-        self._defaults = read_yaml(path.read_text(encoding="utf-8"))
-        self._fixed = {"embedding_size": hidden_size, "hidden_size": hidden_size, "loss_type": "CE"}
-        self._config = config
-
-    def __getitem__(self, key: str) -> Any:
-        if key in self._fixed:
-            return self._fixed[key]
-        value = self._config[key]
-        return self._defaults.get(key) if value is None else value
-
-    def __contains__(self, key: str) -> bool:
-        return key in self._defaults
-
-
 def item_encoder(name: str) -> type[ItemEncoder]:
     """The kind of item encoder that a backbone needs."""
     return MaskedItemEncoder if name == MASKED else ItemEncoder
@@ -180,8 +165,10 @@ def build_backbone(name: str, config: Any, dataset: Any, item_embedding: ItemEnc
     Raises: ConfigError if the sizes do not fit together.
     """
     width = item_embedding.embedding_dim
-    view = _BackboneConfig(name, width, config)
-    heads = view["n_heads"] if "n_heads" in view else 1
+    path = Path(recbole.__file__).parent / "properties" / "model" / f"{name}.yaml"
+    defaults = read_yaml(path.read_text(encoding="utf-8"))
+    view = ConfigView(config, {"embedding_size": width, "hidden_size": width, "loss_type": "CE"}, defaults)
+    heads = view["n_heads"] if "n_heads" in defaults else 1
     if width % heads:
         raise ConfigError(f"hidden_size: {width} is not a multiple of n_heads, {heads}")
     kind = {MASKED: MaskedStates, "NextItNet": DilatedStates}.get(name, CausalStates)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from recbole_edt.models.parts.faster import CHUNK_POSITIONS, quicken
+from recbole_edt.models.parts.faster import CHUNK_POSITIONS, quicken, quicken_dropout
 
 
 class AllPositions:
@@ -59,6 +59,29 @@ class AllPositions:
         finally:
             self.asked = None
         return states[:, 0] if states.shape[1] == 1 else last_state(states, item_seq_len)
+
+
+class Masking:
+    """First base of BERT4Rec, whose share of last items RecBole keeps in a batch transform."""
+
+    def __init__(self: Any, config: Any, dataset: Any) -> None:
+        super().__init__(config, dataset)  # type: ignore[call-arg]
+        self.ft_ratio = config["ft_ratio"]
+        self.mixed_precision = bool(config["enable_amp"])
+        quicken_dropout(self)
+
+
+class ConfigView:
+    """The configuration that a constructor of RecBole's sees: some keys fixed, then its own, then defaults."""
+
+    def __init__(self, config: Any, fixed: Mapping[str, Any], defaults: Mapping[str, Any] | None = None) -> None:
+        self._config, self._fixed, self._defaults = config, fixed, defaults or {}
+
+    def __getitem__(self, key: str) -> Any:
+        if key in self._fixed:
+            return self._fixed[key]
+        value = self._config[key]
+        return self._defaults.get(key) if value is None else value
 
 
 class PreNorm:
