@@ -264,16 +264,18 @@ def read_ranks(path: Path) -> pd.DataFrame:
 def with_seen_items(ranks: pd.DataFrame, seen_items: str) -> pd.DataFrame:
     """The same targets with the users' own earlier items ``masked`` or ``ranked``, whichever the table has now.
 
+    Training was stopped by the ranking that the table has. Stored negatives hold no own items: nothing changes there.
+
     Raises: DataError if the table does not count them.
     """
-    if ranks.attrs.get("seen_items") == seen_items:
+    if ranks.attrs.get("seen_items") == seen_items or str(ranks.attrs.get("candidates")).startswith("sampled-"):
         return ranks
     if missing := set(OWN_COLUMNS) - set(ranks.columns):
         raise DataError(f"a rank table lacks {' and '.join(sorted(missing))}, which an earlier version did not count")
     sign = -1 if seen_items == "masked" else 1
     own = {name: ranks[name] + sign * ranks[f"own_{name}"] for name in ("higher", "tied")}
     changed = ranks.assign(**own)
-    changed.attrs = {**ranks.attrs, "seen_items": seen_items}
+    changed.attrs = {**ranks.attrs, "seen_items": seen_items, "seen_why": "training was stopped by the other ranking"}
     return changed
 
 

@@ -82,7 +82,8 @@ def compare(settings: Settings, say: stages.Say) -> None:
     report = page.contents(runs, reference, settings, [], folder, title)
     write_text(folder / "report.md", report.markdown(folder))
     shared = {"split_hash": experiment.split_hash, "candidates": settings.candidates}
-    write_json(folder / "comparison.json", {**shared, "models": settings.models, "versions": library_versions()})
+    made = {"seen_items": experiment.seen_items, "models": settings.models, "versions": library_versions()}
+    write_json(folder / "comparison.json", {**shared, **made})
     say(f"report: {folder / 'report.md'}")
 
 

@@ -89,7 +89,8 @@ def figure6(bench: Bench, rows: Sequence[Row]) -> Outcome:
     columns = [Column("model"), Column("parameters"), Column("time to rank (ms per user)", decimals=3, best="min")]
     columns += [Column("time to train (s)", decimals=1), Column("device")]
     keys = ["model", "parameters", "ms_per_user", "train_seconds", "device"]
-    candidates = result_tables.candidates_in_words(bench.settings.candidates)
+    base = bench.laboratory.base
+    candidates = result_tables.candidates_in_words(bench.settings.candidates, base.seen_items, base.seen_why)
     note = (
         f"Seed {seed}. Time: all test users, each target ranked among its candidates ({candidates}), the fastest of "
         f"{N_TIMED} passes. Parameters without fixed text vectors. The paper's figure 6 prints no numbers."

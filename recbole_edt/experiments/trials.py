@@ -149,9 +149,10 @@ class Bench:
         seeds = ", ".join(map(str, self.settings.seeds))
         of = f"Mean ± standard deviation over seeds {seeds}" if len(self.settings.seeds) > 1 else f"Seed {seeds}"
         base = self.laboratory.base
+        ranked = result_tables.candidates_in_words(candidates, base.seen_items, base.seen_why)
         return (
             f"{of}; test targets, leave-one-out (split {base.split_hash[:8]}), "
-            f"candidates: {result_tables.candidates_in_words(candidates)}. {self.written(rows)}. "
+            f"candidates: {ranked}. {self.written(rows)}. "
             f"{budget_note(self.settings, models)}{self.unread(rows)}"
         )
 

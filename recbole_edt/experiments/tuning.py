@@ -200,6 +200,7 @@ def search_folder(laboratory: compare.Laboratory) -> Path:
         settings.given.get("profile"),
         llm_identity(settings),
         settings.candidates,
+        base.seen_items,
         shared,
         content,
         settings.tune.seed,
@@ -208,7 +209,8 @@ def search_folder(laboratory: compare.Laboratory) -> Path:
     )
     folder = settings.runs_path / f"{settings.dataset}-tuning-{key[:8]}"
     about = {"split_hash": base.split_hash, "candidates": settings.candidates, "seed": comparison.seed_of(settings)}
-    about |= {"sampler_seed": settings.tune.seed, "versions": library_versions(), **shared}
+    about |= {"seen_items": base.seen_items, "sampler_seed": settings.tune.seed}
+    about |= {"versions": library_versions(), **shared}
     write_json(folder / "search.json", about)
     return folder
 

@@ -17,6 +17,7 @@ import yaml
 from recbole_edt.config.settings import Settings, budget_note
 from recbole_edt.errors import DataError
 from recbole_edt.evaluate import significance
+from recbole_edt.evaluate.ranking import with_seen_items
 from recbole_edt.evaluate.results import METRIC, ModelResult
 from recbole_edt.files import read_json, write_text
 from recbole_edt.pipeline import manifest, stages
@@ -38,7 +39,8 @@ def make(settings: Settings, say: stages.Say, runs: str = "", output: str = "") 
     """Write the report of a data set's run directory, or of the named ones.
 
     Args:
-        runs: folders separated by commas, each of one run or of several; none is that of the data set.
+        runs: folders separated by commas, each of one run or of several; none is that of the data set. With
+            ``seen_items`` they are shown with own earlier items masked or ranked, however they were trained.
         output: folder to write into; none is ``report`` in the run directory.
 
     Raises: DataError for folders without finished runs, and for runs that cannot be compared.
@@ -57,6 +59,8 @@ def make(settings: Settings, say: stages.Say, runs: str = "", output: str = "") 
         place = Path(output or experiment.folder / "report")
     experiments = [] if runs else experiment_folders(settings)
     found = read_runs(folders, settings.models, names_of(experiments))
+    if runs and settings.seen_items != "auto":
+        found = [_with_seen_items(run, settings.seen_items) for run in found]
     of_model = [run for run in found if run.result["model"] == settings.model]
     exact = [run for run in of_model if run.folder == own.resolve()]  # under the settings as they are
     reference = next((run.name for run in [*exact, *of_model]), None)
@@ -71,6 +75,14 @@ def make(settings: Settings, say: stages.Say, runs: str = "", output: str = "") 
         for form in () if path.stem in {table.name for table in page.tables} else ("json", "md", "csv", "tex"):
             path.with_name(f"{path.stem}.{form}").unlink(missing_ok=True)
     say(f"report: {place / 'report.html'} (also report.md, tables/ and figures/ there)")
+
+
+def _with_seen_items(run: Run, seen_items: str) -> Run:
+    try:
+        ranks = with_seen_items(run.shown.ranks, seen_items)
+    except DataError as error:
+        raise DataError(f"{run.folder}: {error}; train it anew") from None
+    return replace(run, shown=replace(run.shown, ranks=ranks))
 
 
 # ---- contents ----------------------------------------------------------------------------------------------------

@@ -83,18 +83,17 @@ def print_table(
 
 def what_was_ranked(ranks: pd.DataFrame) -> str:
     """Users and candidates of a rank table in words."""
-    mode, seen = (str(ranks.attrs.get(key, "unknown")) for key in ("candidates", "seen_items"))
-    words = {"masked": "without the user's own earlier items", "ranked": "the user's own earlier items among them"}
-    told = f", {words[seen]} ({why})" if (why := ranks.attrs.get("seen_why")) and seen in words else ""
-    return f"{len(ranks):,} users, candidates: {candidates_in_words(mode)}{told}"
+    mode, seen, why = (str(ranks.attrs.get(key, "unknown")) for key in ("candidates", "seen_items", "seen_why"))
+    return f"{len(ranks):,} users, candidates: {candidates_in_words(mode, seen, why)}"
 
 
-def candidates_in_words(mode: str) -> str:
-    """Who competes with the target, of a value of the key ``candidates``."""
+def candidates_in_words(mode: str, seen_items: str, why: str) -> str:
+    """Who competes with the target: by the key ``candidates``, and whether own earlier items do, and why."""
     words = {"domain": "all real items of the target's domain", "all": "all real items of both domains"}
     if mode.startswith("sampled-"):
         return f"{mode.removeprefix('sampled-')} stored negatives of the target's domain"
-    return words.get(mode, mode)
+    own = {"masked": "without the user's own earlier items", "ranked": "the user's own earlier items among them"}
+    return f"{words.get(mode, mode)}, {own[seen_items]} ({why})" if seen_items in own else words.get(mode, mode)
 
 
 def group_table(runs: Sequence[ModelResult], metric: str = "ndcg@10") -> pd.DataFrame:

@@ -58,18 +58,20 @@ def experiment_on(dataset: EDTDataset, settings: Settings) -> Experiment:
     data = dataset.source
     split_hash = split.split_hash(data, split.leave_one_out(data))
     seed = seed_of(settings)
-    seen_items, seen_why = seen_items_of(data, settings.seen_items)
+    seen_items, seen_why = seen_items_of(data, settings.seen_items, settings.candidates)
     key = sha256_of(split_hash, catalogue_hash(data), settings.candidates, seen_items, seed)
     folder = settings.runs_path / f"{settings.dataset}-{key[:8]}"
     candidates = stored_candidates(dataset, settings.candidates, seed, folder)
     return Experiment(settings, folder, dataset, split_hash, candidates, seen_items, seen_why)
 
 
-def seen_items_of(data: TwoDomainData, chosen: str) -> tuple[str, str]:
+def seen_items_of(data: TwoDomainData, chosen: str, candidates: str = "domain") -> tuple[str, str]:
     """Whether own earlier items are ``masked`` or ``ranked``, and why.
 
     Where nobody has an item twice, what a user has can never be the target. Only training rows decide.
     """
+    if candidates.startswith("sampled-"):
+        return "masked", "stored negatives hold none"
     if chosen != "auto":
         return chosen, f"seen_items: {chosen}"
     train = split.training_rows(data)

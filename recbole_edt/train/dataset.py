@@ -435,8 +435,8 @@ def artefacts_hash(config: Any) -> str:
 def eval_loader(config: Any, part: EDTDataset) -> FullSortEvalDataLoader:
     """RecBole's loader for ranking all items, one row per held-out interaction, for every kind of model alike.
 
-    RecBole would group rows by user and mask histories for models without sequences; here all are treated as
-    sequential models are: no masking. Rows of like length go together, so that little is padding.
+    RecBole would group rows by user and mask histories for models without sequences; here the collector leaves own
+    items out, or does not, for all alike. Rows of like length go together, so that little is padding.
     """
     if part.training != "pairs":
         by_length = (part.row - part.sequences.first[part.row]).argsort(stable=True)

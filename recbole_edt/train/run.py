@@ -128,10 +128,11 @@ def ranks_under(experiment: Experiment, name: str, candidates: str) -> pd.DataFr
     run_dir = run_directory(experiment, name)
     path = run_dir / f"ranks-{candidates}.csv"
     if not (path.is_file() and path.with_suffix(".json").is_file()):
-        _, trainer, test_data = open_run(under(experiment, candidates), name, run_dir)
+        other = under(experiment, candidates)
+        _, trainer, test_data = open_run(other, name, run_dir)
         with _log_to(run_dir / "log.txt"):
             trainer.evaluate(test_data, load_best_model=False)
-        _write_ranks(experiment, trainer.evaluator.ranks, path)
+        _write_ranks(other, trainer.evaluator.ranks, path)
     return read_ranks(path)
 
 

@@ -199,7 +199,7 @@ def test_figure_6_measures_once_and_keeps_what_it_measured(place, monkeypatch):
     again = paper_figures.figure6(bench, baselines(bench.settings)).tables["table"]
     assert [row[:4] for row in again.rows] == [row[:4] for row in table.rows]
     assert all(row[2] > 0 for row in table.rows)
-    assert "among its candidates (all real items of the target's domain)" in table.note
+    assert "among its candidates (all real items of the target's domain, the user's own earlier" in table.note
     sampled = Bench(settings(candidates="sampled-5", seeds=[1]), ["Pop"], lambda line: None)
     note = paper_figures.figure6(sampled, [Row("Pop", "Pop")]).tables["table"].note
     assert "among its candidates (5 stored negatives of the target's domain)" in note
@@ -246,6 +246,7 @@ def test_what_was_trained_is_not_trained_again(place, monkeypatch, capsys):
     assert run(["experiment", "table2", *FLAGS]) == 0
     assert snapshot(folder / "runs") == before and len(before) >= 8
     printed = capsys.readouterr().out
+    assert "the user's own earlier items among them (" in printed
     assert "Overall comparison: tiny" in printed and "paper: Kitchen" in printed
     assert "note: sampled-100 is left out" in printed
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -296,6 +297,10 @@ def test_a_search_that_begins_with_other_rows_is_another_search(workplace, monke
         own = settings(**{"augment.insertion": "none", "augment.k": k, "tune.space": "space.yaml"})
         return tuning.search_folder(SimpleNamespace(settings=own, base=base)).name
 
+    found = folder("LLMEDT: {alpha: [0, 1]}", 1)
+    other = {"ranked": "masked", "masked": "ranked"}[base.seen_items]
+    base = replace(base, seen_items=other)  # the closure sees it: scores of another ranking
+    assert folder("LLMEDT: {alpha: [0, 1]}", 1) != found
     assert folder("{Pop: {}, GRU4Rec: {5: [1]}}", 1)  # a key that is no text, of a model that is not tuned
     rows, model = "LLMEDT: {augment: {insertion: [random, append]}}", "LLMEDT: {alpha: [0, 1]}"
     assert folder(rows, 1) != folder(rows, 7) and folder(model, 1) == folder(model, 7)

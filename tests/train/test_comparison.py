@@ -10,7 +10,9 @@ from toy import dataset
 from recbole_edt.cli import run
 from recbole_edt.config.settings import load_settings
 from recbole_edt.data import split
+from recbole_edt.evaluate.metrics import domain_metrics
 from recbole_edt.evaluate.ranking import read_ranks, with_seen_items
+from recbole_edt.render.tables import read
 from recbole_edt.train.comparison import open_experiment, seen_before, seen_items_of
 
 
@@ -27,6 +29,12 @@ def test_own_items_are_masked_where_no_training_row_repeats_one(rows, expected):
     assert seen_items_of(dataset(rows), "auto") == expected
     for chosen in ("masked", "ranked"):
         assert seen_items_of(dataset(rows), chosen) == (chosen, f"seen_items: {chosen}")
+
+
+def test_stored_negatives_hold_no_own_items_whatever_is_chosen():
+    repeats = dataset(["f1 f2 f1 k1 k2"])
+    for chosen in ("auto", "ranked"):
+        assert seen_items_of(repeats, chosen, "sampled-3") == ("masked", "stored negatives hold none")
 
 
 def settings(prepared, **keys):
@@ -59,6 +67,13 @@ def test_masked_and_ranked_runs_lie_apart_and_each_answers_both_questions(prepar
     assert "without the user's own earlier items (seen_items: masked)" in printed
     assert "the user's own earlier items among them (seen_items: ranked)" in printed
     assert (found["ranked"]["higher"] > found["masked"]["higher"]).any()
+    folder = open_experiment(settings(prepared, seen_items="ranked")).folder
+    assert run(["report", *given, f"--runs={folder}", "--seen_items=masked", "--output=other"]) == 0
+    shown = read(tmp_path / "other" / "tables" / "results.json")
+    masked = domain_metrics(found["masked"], (10,)).loc["overall", "ndcg@10"]
+    names = [(column.name, column.group) for column in shown.columns]
+    assert shown.rows[0][names.index(("ndcg@10", "overall"))] == pytest.approx(masked)
+    assert "(training was stopped by the other ranking)" in (tmp_path / "other" / "report.md").read_text("utf-8")
     columns = ["user", "higher", "tied"]
     pd.testing.assert_frame_equal(
         with_seen_items(found["ranked"], "masked")[columns], found["masked"][columns], check_like=True
